@@ -1,0 +1,3 @@
+"""pasta_jax: learned asynchronous decoding (PASTA) in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Decoding: prefill, the jitted step, device loops, requests, streaming."""

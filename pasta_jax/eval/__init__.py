@@ -1,0 +1,1 @@
+"""Measurement: speed, quality, peers."""

@@ -1,0 +1,1 @@
+"""PASTA-LANG: documents, token sequences, the visibility rule, grammar tables, the reference interpreter."""

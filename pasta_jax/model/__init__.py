@@ -1,0 +1,1 @@
+"""The transformer: configurations, parameters, weights from files, tokenizers."""
