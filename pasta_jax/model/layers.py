@@ -1,0 +1,90 @@
+"""The pieces of a transformer layer: linear maps, RMSNorm, rotary positions, gated feed-forward.
+
+Trailing capitals are the axes of docs/shapes.md; `_BxTxD` is written for any leading axes.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pasta_jax.model.config import ModelConfig, RopeScaling
+
+
+def linear(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
+  """Applies a matrix stored [out..., in...] to the last `inputs` axes of x.
+
+  The product is always one of two rank-2 operands: XLA's CPU backend has a fast matrix-vector kernel for
+  those only (higher ranks with a leading 1 took 2.1x the time; docs/performance.md).
+
+  Args:
+    x: BxTx(in...).
+    w: (out...)x(in...), with `inputs` input axes.
+  Returns:
+    BxTx(out...), in the dtype of x.
+  """
+  lead, in_shape = x.shape[: x.ndim - inputs], w.shape[w.ndim - inputs :]
+  out_shape = w.shape[: w.ndim - inputs]
+  n = math.prod(in_shape)
+  y = jax.lax.dot_general(
+    x.reshape(-1, n), w.reshape(-1, n), (((1,), (1,)), ((), ())), preferred_element_type=x.dtype
+  )
+  return y.reshape(*lead, *out_shape)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float) -> jax.Array:
+  """RMSNorm over the last axis, in float32: x / rms(x) * (offset + scale)."""
+  x32 = x.astype(jnp.float32)
+  y = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+  w = scale.astype(jnp.float32) + offset
+  return (y * w.reshape((1,) * (x.ndim - 1) + w.shape)).astype(x.dtype)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+  """Angular frequency, in radians per position, of each of the E/2 pairs; float32."""
+  freq = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+  if scaling is None:
+    return freq.astype(np.float32)
+  if scaling.kind == "linear":
+    return (freq / scaling.factor).astype(np.float32)
+  # Llama 3.1: fast frequencies stay, slow ones are divided, a linear blend in between.
+  turns = scaling.original_max_len * freq / (2 * math.pi)
+  low, high = scaling.low_freq_factor, scaling.high_freq_factor
+  keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+  return (freq * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
+
+
+def rope_angles(positions: jax.Array, freq: np.ndarray) -> tuple[jax.Array, jax.Array]:
+  """cos and sin of each position and pair.
+
+  Args:
+    positions: BxT int32.
+    freq: E/2, from `rope_frequencies`.
+  Returns:
+    Two arrays BxTx1x(E/2) float32, to broadcast over heads.
+  """
+  angle = positions.astype(jnp.float32)[..., None, None] * jnp.asarray(freq)[None, None, None, :]
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Rotates the halves of each head (pair i is elements i and i + E/2), in float32.
+
+  Args:
+    x: BxTxHxE.
+    cos, sin: BxTx1x(E/2).
+  """
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def feed_forward(cfg: ModelConfig, p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+  """down(act(gate(x)) * up(x)), BxTxD -> BxTxD."""
+  gate = linear(x, p["gate"])
+  act = jax.nn.silu(gate) if cfg.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+  return linear(act * linear(x, p["up"]), p["down"])
