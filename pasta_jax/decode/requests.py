@@ -1,0 +1,135 @@
+"""What goes into the engine and what comes out: requests, events, results."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pasta_jax.decode.state import MAX_STOP_IDS
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def _is_int(x: Any) -> bool:
+  return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _is_number(x: Any) -> bool:
+  return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+class RequestError(ValueError):
+  """A request that cannot be run, with one line that says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How ids are drawn.
+
+  Attributes:
+    temperature: 0 takes the likeliest id; otherwise logits are divided by it.
+    top_k: keep the k likeliest ids; 0 keeps all.
+    top_p: keep the smallest set of likeliest ids with at least this probability; 1 keeps all.
+    min_p: keep ids with at least this fraction of the likeliest one's probability; 0 keeps all.
+    seed: of this request; the same seed, prompt and settings give the same text in any batch.
+  """
+
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  seed: int = 0
+
+  def __post_init__(self):
+    def need(ok: bool, field: str, what: str) -> None:
+      if not ok:
+        raise RequestError(f"{field} must be {what}, got {getattr(self, field)!r}")
+
+    need(_is_number(self.temperature) and 0 <= self.temperature <= 100, "temperature", "in [0, 100]")
+    need(_is_int(self.top_k) and 0 <= self.top_k < 2**31, "top_k", "an integer >= 0")
+    need(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "in (0, 1]")
+    need(_is_number(self.min_p) and 0 <= self.min_p < 1, "min_p", "in [0, 1)")
+    need(_is_int(self.seed) and 0 <= self.seed < 2**31, "seed", "an integer in [0, 2^31)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One prompt and how to answer it.
+
+  Attributes:
+    prompt: text, chat messages `[{"role": ..., "content": ...}]`, or token ids. Text goes through the
+      model's chat template as one user message where there is a template and `chat` is true.
+    max_new_tokens: ids to draw at most.
+    sampling: see Sampling.
+    stop: strings; the text ends before the first of them.
+    stop_ids: ids that end the text, besides the model's own; at most 8 in all.
+    chat: see `prompt`.
+    logprobs: keep the log-probability of every id drawn.
+    tag: carried to the result, for the caller.
+  """
+
+  prompt: str | Messages | Sequence[int]
+  max_new_tokens: int = 256
+  sampling: Sampling = Sampling()
+  stop: tuple[str, ...] = ()
+  stop_ids: tuple[int, ...] = ()
+  chat: bool = True
+  logprobs: bool = False
+  tag: Any = None
+
+  def __post_init__(self):
+    if not _is_int(self.max_new_tokens) or self.max_new_tokens < 1:
+      raise RequestError(f"max_new_tokens must be an integer >= 1, got {self.max_new_tokens!r}")
+    if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+      raise RequestError(f"stop must be a sequence of non-empty strings, got {self.stop!r}")
+
+  def all_stop_ids(self, model_stop_ids: Sequence[int]) -> list[int]:
+    """The model's stop ids and the request's own."""
+    ids = list(dict.fromkeys([*model_stop_ids, *self.stop_ids]))
+    if len(ids) > MAX_STOP_IDS:
+      raise RequestError(f"a request has {len(ids)} stop ids, at most {MAX_STOP_IDS} are supported")
+    return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """An answer.
+
+  Attributes:
+    text: without the stop id or string that ended it.
+    ids: ids drawn, the stop id included.
+    finish_reason: "stop" (a stop id or string) or "length" (max_new_tokens, or no slots left).
+    prompt_tokens: ids of the prompt.
+    seconds: from entering a row to the last id, as the host saw it.
+    first_token_seconds: from entering a row to the first id.
+    logprobs: of each of `ids`, if asked for.
+    request: what was asked.
+  """
+
+  text: str
+  ids: tuple[int, ...]
+  finish_reason: str
+  prompt_tokens: int
+  seconds: float
+  first_token_seconds: float
+  logprobs: tuple[float, ...] | None
+  request: Request
+
+  @property
+  def tokens(self) -> int:
+    return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+  """Text that a request just gained; `result` is set on its last event.
+
+  Attributes:
+    index: the request's place in the order in which the engine took them, from 0.
+    text: text gained, may be empty.
+    result: see Result.
+  """
+
+  index: int
+  text: str
+  result: Result | None = None
+
