@@ -105,7 +105,9 @@ class Programs:
         partial(step.segment, cfg, shapes.prefixes, shapes.vocab, shapes.steps), 4, params, state
       ),
       "make_room": lambda: self._build(step.make_room, 1, state),
-      "stop_rows": lambda: self._build(step.stop_rows, 0, state, self._abstract(np.zeros(shapes.batch, bool))),
+      "stop_rows": lambda: self._build(
+        step.stop_rows, 0, state, self._abstract(np.zeros(shapes.batch, bool))
+      ),
     }
     for size in shapes.pieces:
       builds[size] = partial(self._build_prefill, size, params, state)

@@ -132,4 +132,3 @@ class Event:
   index: int
   text: str
   result: Result | None = None
-

@@ -106,9 +106,7 @@ def sample(
     [
       lambda logits: greedy,
       lambda logits: jnp.where(hot, _draw(plain(logits), rows, thread, index), greedy),
-      lambda logits: jnp.where(
-        hot, _draw(_filtered(plain(logits), rows), rows, thread, index), greedy
-      ),
+      lambda logits: jnp.where(hot, _draw(_filtered(plain(logits), rows), rows, thread, index), greedy),
     ],
     logits_NxV,
   )

@@ -80,9 +80,7 @@ def empty_state(cfg: ModelConfig, batch: int, num_slots: int, dtype: Any) -> Sta
   def floats(value: float) -> jax.Array:
     return jnp.full((batch,), value, jnp.float32)
 
-  sampling = SamplingRows(
-    temperature=floats(0), top_k=ints(), top_p=floats(1), min_p=floats(0), seed=ints()
-  )
+  sampling = SamplingRows(temperature=floats(0), top_k=ints(), top_p=floats(1), min_p=floats(0), seed=ints())
   rows = Rows(
     ids=ints(),
     length=ints(),

@@ -1,0 +1,86 @@
+"""What every launch sets up once: the compilation cache, signals, the way errors end a program."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+
+def default_cache_folder() -> str:
+  """Where compiled programs are kept: `pasta_jax/xla` in the user's cache folder."""
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+  return os.path.join(base, "pasta_jax", "xla")
+
+
+def use_compilation_cache(folder: str) -> None:
+  """Keeps compiled programs in `folder` for the next process; "" turns that off.
+
+  A folder that cannot be written costs a warning, not the run.
+  """
+  if not folder:
+    jax.config.update("jax_enable_compilation_cache", False)
+    return
+  path = pathlib.Path(folder).expanduser()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+      raise PermissionError(f"no permission to write in {path}")
+  except OSError as e:
+    print(f"compilation cache is off: {e}; choose another with --compilation_cache", file=sys.stderr)
+    jax.config.update("jax_enable_compilation_cache", False)
+    return
+  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+class Terminated(KeyboardInterrupt):
+  """SIGTERM, as an exception, so that a run ends the way it does at Ctrl-C: with its rows kept."""
+
+
+@contextlib.contextmanager
+def terminate_cleanly() -> Iterator[None]:
+  """Within, SIGTERM raises `Terminated` in the main thread."""
+
+  def on_term(*_: Any) -> None:
+    raise Terminated
+
+  old = signal.signal(signal.SIGTERM, on_term)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, old)
+
+
+def run_main(main: Callable[[], None]) -> int:
+  """Runs a program; an error that a user can mend ends it with one line on stderr.
+
+  Returns:
+    The exit status: 0, 1 for an error, 130 after Ctrl-C, 143 after SIGTERM.
+  """
+  try:
+    with terminate_cleanly():
+      main()
+      sys.stdout.flush()
+    return 0
+  except Terminated as e:
+    print(f"terminated{_detail(e)}", file=sys.stderr)
+    return 143
+  except KeyboardInterrupt as e:
+    print(f"interrupted{_detail(e)}", file=sys.stderr)
+    return 130
+  except BrokenPipeError:
+    # The reader of our output is gone; keep Python from complaining about it again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+  except (ValueError, OSError, ImportError) as e:
+    print(f"error: {e}", file=sys.stderr)
+    return 1
+
+
+def _detail(e: BaseException) -> str:
+  return f": {e}" if str(e) else ""
