@@ -1,0 +1,89 @@
+"""Whether weights will fit: bytes needed per device against bytes free, before anything is allocated."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+
+from pasta_jax.model.errors import WeightsError
+from pasta_jax.model.params import ParamSpec
+
+
+def host_bytes_free() -> int | None:
+  """Bytes of host memory that can be had without swapping, within the control group; None if unknown."""
+  found = [_meminfo_available(), _cgroup_free()]
+  return min((f for f in found if f is not None), default=None)
+
+
+def _meminfo_available() -> int | None:
+  try:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+      if line.startswith("MemAvailable:"):
+        return int(line.split()[1]) * 1024
+  except (OSError, ValueError, IndexError):
+    pass
+  return None
+
+
+def _cgroup_free() -> int | None:
+  group = Path("/sys/fs/cgroup")
+  try:
+    limit = (group / "memory.max").read_text().strip()
+    if limit == "max":
+      return None
+    used = int((group / "memory.current").read_text())
+    # Pages of files that nobody uses are given back before the limit bites.
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(limit) - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+  except (OSError, ValueError):
+    return None
+
+
+def device_bytes_free(device: Any) -> int | None:
+  """Bytes free on one device, as its runtime reports them; None where it does not."""
+  if device.platform == "cpu":
+    return host_bytes_free()
+  stats = device.memory_stats() or {}
+  if "bytes_limit" not in stats:
+    return None
+  return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+
+
+def check_fits(
+  what: str, table: Mapping[str, ParamSpec], dtype: Any, shardings: Mapping[str, Sharding] | None
+) -> None:
+  """Raises WeightsError where the weights in `table` cannot fit on the devices that shall hold them.
+
+  On CPU every device draws on the same host memory and equal shards share one buffer, so that distinct
+  shards are counted, once.
+  """
+  itemsize = jnp.dtype(dtype).itemsize
+  device = jax.local_devices()[0]
+  if shardings:
+    device = next(iter(next(iter(shardings.values())).addressable_devices))
+  need = 0
+  for name, spec in table.items():
+    if not shardings:
+      need += spec.size * itemsize
+      continue
+    sharding = shardings[name]
+    shard = math.prod(sharding.shard_shape(spec.shape)) * itemsize
+    if device.platform == "cpu":
+      places = sharding.addressable_devices_indices_map(spec.shape).values()
+      shard *= len({str(index) for index in places})
+    need += shard
+  free = device_bytes_free(device)
+  if free is not None and need > free:
+    per = "on each device" if shardings and device.platform != "cpu" else "of memory"
+    raise WeightsError(
+      f"{what}: not enough memory foreseen: the weights in {jnp.dtype(dtype).name} need {_gb(need)} {per}, "
+      f"{_gb(free)} are free on {device.platform}; use a smaller dtype or model, or a mesh of more devices"
+    )
+
+
+def _gb(size: int) -> str:
+  return f"{size / 1e9:.2f} GB"
