@@ -83,7 +83,7 @@ def open_journal(path: str | os.PathLike, run: dict[str, Any], resume: bool) -> 
     # A line that an interruption cut short goes before anything is written behind it.
     os.truncate(partial, kept)
     return Journal(out, rows, open(partial, "a", encoding="utf-8"))
-  file = open(partial, "w", encoding="utf-8")
+  file = open(partial, "w", encoding="utf-8")  # noqa: SIM115 - the journal closes it
   file.write(json.dumps({"run": run}, ensure_ascii=False) + "\n")
   file.flush()
   return Journal(out, rows, file)
@@ -108,7 +108,8 @@ def _read(partial: pathlib.Path, run: dict[str, Any], rows: dict[int, dict[str, 
         ) from None
       if not n and changed:
         raise OutputError(
-          f"{partial} is of a run with another {', '.join(changed)}; use the same flags, or remove it to start anew"
+          f"{partial} is of a run with another {', '.join(changed)};"
+          " use the same flags, or remove it to start anew"
         )
       kept += len(line)
   return kept

@@ -31,7 +31,7 @@ class Options:
   batch_size: int = 1
   max_new_tokens: int = 256
   max_len: int = 2048
-  sampling: Sampling = Sampling()
+  sampling: Sampling = dataclasses.field(default_factory=Sampling)
   stop: tuple[str, ...] = ()
   chat: bool = True
   stream: bool = True
@@ -100,7 +100,7 @@ def _request(options: Options, prompt: Any, row: int) -> Request:
 
 
 def answer_prompt(options: Options) -> Result:
-  """Prints the answer to `options.prompt`, as it comes if `stream`, then a line of speed figures on stderr."""
+  """Prints the answer to `options.prompt`, as it comes if `stream`; then speed figures on stderr."""
   request = _request(options, options.prompt, 0)
   engine = make_engine(options)
   result: Result | None = None

@@ -1,0 +1,65 @@
+"""One process that loads a model and answers: when its first token came, and its peak memory.
+
+Run in a process of its own by `eval.speed`: `python -m pasta_jax.eval.startup --model=...`. Prints JSON.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+from absl import app, flags
+
+from pasta_jax import runtime
+
+_MODEL = flags.DEFINE_string("model", "smollm2-135m", "As in decode.main.")
+_DTYPE = flags.DEFINE_string("dtype", "auto", "As in decode.main.")
+_PROMPT = flags.DEFINE_string("prompt", "Name three rivers.", "What to answer.")
+_MAX_LEN = flags.DEFINE_integer("max_len", 1024, "As in decode.main.")
+_NEW = flags.DEFINE_integer("max_new_tokens", 32, "As in decode.main.")
+_CACHE = flags.DEFINE_string("compilation_cache", runtime.default_cache_folder(), "As in decode.main.")
+
+
+def process_age() -> float:
+  """Seconds since this process started, imports and interpreter included (Linux; else since import)."""
+  try:
+    with open("/proc/self/stat", encoding="ascii") as f:
+      ticks = int(f.read().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+  except (OSError, AttributeError):
+    return time.perf_counter() - _IMPORTED
+
+
+_IMPORTED = time.perf_counter()
+
+
+def peak_rss_bytes() -> int:
+  """The most memory that this process ever had resident."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  runtime.use_compilation_cache(_CACHE.value)
+  from pasta_jax.decode.launch import Options, make_engine
+  from pasta_jax.decode.requests import Request
+
+  options = Options(model=_MODEL.value, prompt=_PROMPT.value, dtype=_DTYPE.value, max_len=_MAX_LEN.value)
+  engine = make_engine(options)
+  loaded_s, loaded_peak = process_age(), peak_rss_bytes()
+  first_s = None
+  for _ in engine.stream(Request(_PROMPT.value, max_new_tokens=_NEW.value)):
+    first_s = first_s or process_age()
+  figures = {
+    "ready_s": loaded_s,
+    "first_token_s": first_s,
+    "peak_rss_ready_mb": loaded_peak / 1e6,
+    "peak_rss_mb": peak_rss_bytes() / 1e6,
+  }
+  print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+  app.run(main)
