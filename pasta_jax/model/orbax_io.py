@@ -1,0 +1,94 @@
+"""Orbax checkpoints as named arrays: what is inside, and restoring a few of them at a time."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from pasta_jax.model.errors import WeightsError, one_line
+
+
+class OrbaxFolder:
+  """The arrays of one Orbax checkpoint under their paths joined by "/".
+
+  Attributes:
+    folder: of the checkpoint.
+    arrays: from joined path to the array's description, with `shape` and `dtype`.
+
+  Raises:
+    WeightsError: no checkpoint, or one that Orbax cannot read.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str]):
+    self.folder = Path(folder).resolve()
+    with translated(self.folder, "is not a whole Orbax checkpoint"):
+      tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder)).tree
+    self._paths = dict(_walk(tree, ()))
+    self.arrays: dict[str, Any] = {"/".join(path): leaf for path, leaf in self._paths.items()}
+    self._by_name = {"/".join(path): path for path in self._paths}
+    for name, leaf in self.arrays.items():
+      if getattr(leaf, "shape", None) is None or getattr(leaf, "dtype", None) is None:
+        raise WeightsError(f"{self.folder}: {name!r} is not an array; expected weights and nothing else")
+
+  def restore(self, wanted: Mapping[str, jax.ShapeDtypeStruct | None]) -> dict[str, Any]:
+    """Some of the arrays: on devices where a sharding is given, else NumPy arrays as they are stored.
+
+    Raises:
+      WeightsError: files of the checkpoint are missing or damaged.
+    """
+    item: dict[str, Any] = {}
+    args: dict[str, Any] = {}
+    for name, target in wanted.items():
+      stored = self.arrays[name]
+      if target is None:
+        target = jax.ShapeDtypeStruct(stored.shape, stored.dtype)
+        how = ocp.RestoreArgs(restore_type=np.ndarray)
+      else:
+        how = ocp.ArrayRestoreArgs(
+          sharding=target.sharding, global_shape=target.shape, dtype=target.dtype, strict=True
+        )
+      _put(item, self._by_name[name], target)
+      _put(args, self._by_name[name], how)
+    with translated(self.folder, f"cannot be read near {next(iter(wanted))!r}"):
+      restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+        self.folder, args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+      )
+    found = dict(_walk(restored, ()))
+    return {name: found[self._by_name[name]] for name in wanted}
+
+
+@contextlib.contextmanager
+def translated(folder: Path, what: str) -> Iterator[None]:
+  """Turns whatever Orbax and TensorStore raise into one line; silences Orbax's logging meanwhile."""
+  logger = logging.getLogger("absl")
+  before = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  except WeightsError:
+    raise
+  except Exception as e:  # Orbax and TensorStore raise nearly every kind
+    raise WeightsError(f"{folder}: {what}: {one_line(e)}") from None
+  finally:
+    logger.setLevel(before)
+
+
+def _walk(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+  if isinstance(tree, Mapping):
+    for key, value in tree.items():
+      yield from _walk(value, (*path, str(key)))
+  else:
+    yield path, tree
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = value
