@@ -1,0 +1,187 @@
+"""The speed of decoding, in one run beside what bounds it and beside its peers.
+
+    python -m pasta_jax.eval.speed --model=smollm2-135m --json=speed.json
+
+A table for people, JSON for programs. Peers that are not installed are null.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from pasta_jax import runtime
+
+_MODEL = flags.DEFINE_string("model", "smollm2-135m", "As in decode.main.")
+_DTYPE = flags.DEFINE_string("dtype", "auto", "As in decode.main.")
+_JSON = flags.DEFINE_string("json", "", "Write the figures here.")
+_PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 64, "Length of the prompt.", lower_bound=1)
+_NEW_TOKENS = flags.DEFINE_integer("new_tokens", 128, "Tokens drawn per measurement.", lower_bound=2)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements; the median counts.", lower_bound=1)
+_MAX_LEN = flags.DEFINE_integer("max_len", 1024, "As in decode.main.")
+_PEERS = flags.DEFINE_bool("peers", True, "Measure HF transformers and llama.cpp where installed.")
+_CACHE = flags.DEFINE_string("compilation_cache", runtime.default_cache_folder(), "As in decode.main.")
+
+PROMPT = (
+  "A train leaves the station in the morning and follows the river to the sea. Tell me what the passengers"
+  " see on their way, hour by hour, and how the light and the weather change until they arrive. "
+)
+
+
+def prompt_ids(tokenizer: Any, count: int) -> list[int]:
+  """`count` ids of ordinary text."""
+  ids = tokenizer.encode(PROMPT)
+  return (ids * (count // len(ids) + 1))[:count]
+
+
+def measure_sequential(engine: Any, prompt: list[int], new_tokens: int, repeats: int) -> dict[str, Any]:
+  """Milliseconds per step at width 1 and of prefill, medians, as a caller of the engine sees them."""
+  from pasta_jax.decode.requests import Request
+
+  never = _engine_without_stops(engine)
+  request = Request(prompt, max_new_tokens=new_tokens)
+  results = [never.generate([request])[0] for _ in range(repeats + 1)][1:]
+  steps = [(r.seconds - r.first_token_seconds) / (r.tokens - 1) for r in results]
+  return {
+    "ms_per_step": 1e3 * statistics.median(steps),
+    "ms_per_step_min": 1e3 * min(steps),
+    "prefill_ms": 1e3 * statistics.median(r.first_token_seconds for r in results),
+  }
+
+
+def _engine_without_stops(engine: Any) -> Any:
+  """The engine with a tokenizer that has no stop ids, so that every answer has its full length."""
+  import copy
+
+  other = copy.copy(engine)
+  other.tokenizer = copy.copy(engine.tokenizer)
+  object.__setattr__(other.tokenizer, "stop_ids", ())
+  return other
+
+
+def bytes_per_step(engine: Any, length: int) -> int:
+  """Bytes that a step must read: every parameter once, and keys and values of `length` slots."""
+  from pasta_jax.model.cache import cache_bytes
+  from pasta_jax.model.params import param_bytes
+
+  cfg, dtype = engine.config, engine.programs.shapes.dtype
+  table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.d_model * np.dtype(dtype).itemsize
+  return param_bytes(cfg, dtype) - table + cache_bytes(cfg, 1, length, dtype)
+
+
+def measure_startup(model: str, dtype: str, max_len: int, cache: str) -> dict[str, Any]:
+  """First token and peak memory of a process of its own, with a warm compilation cache."""
+  command = [
+    sys.executable,
+    "-m",
+    "pasta_jax.eval.startup",
+    f"--model={model}",
+    f"--dtype={dtype}",
+    f"--max_len={max_len}",
+    f"--compilation_cache={cache}",
+  ]
+  figures: dict[str, Any] = {}
+  for _ in range(3):  # the first may fill the cache
+    out = subprocess.run(command, capture_output=True, text=True, check=False)
+    if out.returncode:
+      raise RuntimeError(f"{' '.join(command)} failed: {out.stderr.strip().splitlines()[-1:]}")
+    figures = json.loads(out.stdout.strip().splitlines()[-1])
+  return figures
+
+
+def measure(model_name: str) -> dict[str, Any]:
+  """All figures, as `--json` writes them."""
+  from pasta_jax.decode.launch import Options, make_engine
+  from pasta_jax.eval import speed_peers
+  from pasta_jax.eval.bandwidth import read_bandwidth
+  from pasta_jax.model.packages import PACKAGES, packaged_gguf
+
+  # Before this process holds a model: two of them need twice the memory.
+  startup = measure_startup(model_name, _DTYPE.value, _MAX_LEN.value, _CACHE.value)
+  engine = make_engine(Options(model=model_name, prompt=PROMPT, dtype=_DTYPE.value, max_len=_MAX_LEN.value))
+  prompt = prompt_ids(engine.tokenizer, _PROMPT_TOKENS.value)
+  new = _NEW_TOKENS.value
+  bandwidth = read_bandwidth()
+  sequential = measure_sequential(engine, prompt, new, _REPEATS.value)
+  bandwidth = max(bandwidth, read_bandwidth())
+  hf = llama = None
+  if _PEERS.value:
+    is_file = model_name.endswith(".gguf")
+    gguf_path = str(packaged_gguf(model_name)) if model_name in PACKAGES else model_name if is_file else None
+    llama = speed_peers.llama_cpp_ms(gguf_path, prompt, new)
+    hf = speed_peers.hf_ms(engine.config, engine.params, prompt, new)
+    again = measure_sequential(engine, prompt, new, _REPEATS.value)
+    sequential = min(sequential, again, key=lambda s: s["ms_per_step"])
+  floor = 1e3 * bytes_per_step(engine, len(prompt) + new // 2) / bandwidth
+  return {
+    "model": model_name,
+    "device": f"{jax.devices()[0].device_kind} x {len(jax.devices())}",
+    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    "dtype": str(engine.programs.shapes.dtype),
+    "prompt_tokens": len(prompt),
+    "new_tokens": new,
+    "read_gb_per_s": bandwidth / 1e9,
+    "weights_mb": bytes_per_step(engine, 0) / 1e6,
+    "sequential": {
+      **sequential,
+      "floor_ms": floor,
+      "first_token_s": startup["first_token_s"],
+      "hf_ms": hf,
+      "llama_cpp_ms": llama,
+      "peak_rss_mb": startup["peak_rss_mb"],
+    },
+  }
+
+
+def table(figures: dict[str, Any]) -> str:
+  """The figures for people, with the ratios that matter."""
+  s = figures["sequential"]
+  ms = s["ms_per_step"]
+
+  def ratio(peer: float | None, text: str) -> str:
+    return "not installed" if peer is None else f"{peer:8.2f} ms   {text.format(peer / ms)}"
+
+  lines = [
+    f"{figures['model']}, {figures['dtype']}, {figures['device']}, {figures['cores']} cores,"
+    f" prompt {figures['prompt_tokens']}, {figures['new_tokens']} new tokens, batch 1, greedy",
+    f"  step at width 1      {ms:8.2f} ms   (fastest run {s['ms_per_step_min']:.2f})",
+    f"  floor of memory      {s['floor_ms']:8.2f} ms   {ms / s['floor_ms']:.2f}x of it is reached"
+    f"; {figures['weights_mb']:.0f} MB of weights and the cache at {figures['read_gb_per_s']:.1f} GB/s",
+    f"  HF transformers      {ratio(s['hf_ms'], 'we are {:.2f}x as fast')}",
+    f"  llama.cpp            {ratio(s['llama_cpp_ms'], 'we are {:.2f}x as fast')}",
+    f"  prefill              {s['prefill_ms']:8.2f} ms",
+    f"  first token          {s['first_token_s']:8.2f} s    after the start of a process, warm cache",
+    f"  peak memory          {s['peak_rss_mb']:8.0f} MB   {s['peak_rss_mb'] / figures['weights_mb']:.2f}x the weights",
+  ]
+  return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}; everything is a --flag")
+
+  def run() -> None:
+    runtime.use_compilation_cache(_CACHE.value)
+    started = time.perf_counter()
+    figures = measure(_MODEL.value)
+    print(table(figures))
+    print(f"  measured in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    if _JSON.value:
+      path = pathlib.Path(_JSON.value)
+      beside = path.with_name(path.name + ".writing")
+      beside.write_text(json.dumps(figures, indent=1) + "\n")
+      beside.replace(path)
+
+  sys.exit(runtime.run_main(run))
+
+
+if __name__ == "__main__":
+  app.run(main)
