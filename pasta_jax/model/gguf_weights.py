@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from pasta_jax.model.config import FAMILIES, ModelConfig, RopeScaling
 from pasta_jax.model.errors import WeightsError
 from pasta_jax.model.gguf_file import GgufFile, TensorInfo, import_gguf
-from pasta_jax.model.params import Params, ParamSpec, param_table
+from pasta_jax.model.params import Params, param_table
 from pasta_jax.model.placing import FLOAT_TYPES, Source, build_params, check_names, file_shape, widen
 
 TYPES = (*FLOAT_TYPES, "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
@@ -54,15 +54,12 @@ def load_gguf(
     WeightsError: naming the tensor or metadata key that is wrong.
   """
   cfg = gguf_config(file)
-  names = {param: gguf_name(param) for param in param_table(cfg)}
+  table = param_table(cfg)
+  names = {param: gguf_name(param) for param in table}
   check_names(str(file.path), names, file.tensors, ignored=[_ROPE_FREQS])
-  for tensor in names.values():
-    _check_type(file, file.tensors[tensor])
-
-  def source_of(param: str, spec: ParamSpec) -> Source:
-    return _source(file, cfg, param, spec.shape, file.tensors[names[param]])
-
-  return cfg, build_params(str(file.path), cfg, source_of, dtype=dtype, mesh=mesh)
+  # Every shape and type is checked before the first tensor is read.
+  sources = {p: _source(file, cfg, p, spec.shape, file.tensors[names[p]]) for p, spec in table.items()}
+  return cfg, build_params(str(file.path), cfg, lambda p, _: sources[p], dtype=dtype, mesh=mesh)
 
 
 def gguf_name(param: str) -> str:
@@ -273,6 +270,7 @@ def _source(
   file: GgufFile, cfg: ModelConfig, param: str, shape: tuple[int, ...], tensor: TensorInfo
 ) -> Source:
   where = f"{file.path}: tensor {tensor.name!r}"
+  _check_type(file, tensor)
   name = param.rsplit(".", 1)[-1]
   flat = file_shape(param, shape)
   if tensor.shape != flat:

@@ -65,16 +65,15 @@ def load_safetensors(
     prefix = next(
       (p for p in _TEXT_PREFIXES if f"{p}embed_tokens.weight" in stored.tensors), _TEXT_PREFIXES[0]
     )
-    names = {param: hf_name(param, cfg, prefix) for param in param_table(cfg)}
+    table = param_table(cfg)
+    names = {param: hf_name(param, cfg, prefix) for param in table}
     ignored = [t for t in stored.tensors if t.startswith(IGNORED_PREFIXES) or t.endswith(_IGNORED_SUFFIX)]
     if cfg.tied_embeddings:  # some files hold the embedding again
       ignored += _HEADS
     check_names(str(folder), names, stored.tensors, ignored)
-
-    def source_of(param: str, spec: ParamSpec) -> Source:
-      return _source(param, spec, stored.tensors[names[param]])
-
-    return cfg, build_params(str(folder), cfg, source_of, dtype=dtype, mesh=mesh)
+    # Every shape and type is checked before the first tensor is read.
+    sources = {param: _source(param, spec, stored.tensors[names[param]]) for param, spec in table.items()}
+    return cfg, build_params(str(folder), cfg, lambda param, _: sources[param], dtype=dtype, mesh=mesh)
 
 
 def hf_name(param: str, cfg: ModelConfig, prefix: str = "model.") -> str:

@@ -72,7 +72,7 @@ def load_model(source: str, *, dtype: Any = jnp.float32, mesh: Mesh | None = Non
     return _from_path(path, dtype, mesh)
   if source in PRESETS:
     raise WeightsError(
-      f"{source}: no package ships its weights; give a path, hf:owner/name, or random:{source} for random ones"
+      f"{source}: no package ships its weights; give a path or hf:owner/name (or random:{source})"
     )
   if "/" in source or path.suffix in (".gguf", ".safetensors"):
     raise WeightsError(f"{source}: no such file or folder")
