@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from pasta_jax.model.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint, tokenizer_folder
 from pasta_jax.model.config import ModelConfig
@@ -25,7 +25,7 @@ from pasta_jax.model.gguf_weights import load_gguf
 from pasta_jax.model.hub import download, parse_hub
 from pasta_jax.model.memory import check_fits
 from pasta_jax.model.packages import PACKAGES, packaged_gguf
-from pasta_jax.model.params import Params, init_param, param_key, param_table
+from pasta_jax.model.params import Params, ParamSpec, init_param, param_key, param_table
 from pasta_jax.model.placing import target_shardings
 from pasta_jax.model.presets import PRESETS, preset
 from pasta_jax.model.safetensors_weights import load_safetensors
@@ -90,11 +90,16 @@ def random_params(
   table, shardings = param_table(cfg), target_shardings(cfg, mesh)
   check_fits(cfg.name or cfg.family, table, dtype, shardings)
   key = jax.random.key(seed)
-  # One program for all parameters of a kind.
-  program = functools.cache(
-    lambda spec, sharding: jax.jit(functools.partial(init_param, spec, dtype=dtype), out_shardings=sharding)
-  )
-  return {name: program(spec, shardings[name])(param_key(key, name)) for name, spec in table.items()}
+  dtype = jnp.dtype(dtype)
+  return {
+    name: _init_program(spec, dtype, shardings[name])(param_key(key, name)) for name, spec in table.items()
+  }
+
+
+@functools.lru_cache(maxsize=256)
+def _init_program(spec: ParamSpec, dtype: Any, sharding: Sharding) -> Any:
+  """From a key to a parameter: one program for all parameters of a kind."""
+  return jax.jit(functools.partial(init_param, spec, dtype=dtype), out_shardings=sharding)
 
 
 def _random(source: str, dtype: Any, mesh: Mesh | None) -> LoadedModel:

