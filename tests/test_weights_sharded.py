@@ -93,7 +93,7 @@ def main(folder: Path) -> None:
 
   table = param_table(cfg)
   memory.host_bytes_free = lambda: 1000
-  with pytest.raises(WeightsError, match="not enough memory foreseen: the weights in float32 need 0.00 GB"):
+  with pytest.raises(WeightsError, match="not enough memory foreseen"):
     memory.check_fits("x", table, jnp.float32, target_shardings(cfg, meshes[0]))
   print("memory")
 
