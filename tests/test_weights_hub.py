@@ -175,7 +175,7 @@ def test_models_load_from_the_hub_and_only_what_is_needed_is_fetched(hub, tmp_pa
   gone = "http://127.0.0.1:9"
   lines = ask(gone, tmp_path, "hf:org/model", "hf:org/other")
   assert lines[0] == "loaded hf:org/model llama 30"
-  assert lines[1].startswith("hf:org/other: not in the cache, and the hub cannot be reached: ")
+  assert lines[1].startswith("hf:org/other: not in the cache, and the hub does not give it: ")
 
 
 def test_every_failure_of_the_hub_is_one_clear_line(hub, tmp_path):

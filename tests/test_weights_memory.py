@@ -66,8 +66,8 @@ def test_the_packaged_model_has_its_presets_config():
 
 
 def test_loading_a_folder_or_checkpoint_holds_no_second_copy(tmp_path):
-  # Some 200 MB of weights, so that they stand out from what JAX itself takes.
-  cfg = CONFIGS["llama"].replace(d_model=512, d_ff=8192, num_layers=4)
+  # Some 100 MB of weights, so that they stand out from what JAX itself takes.
+  cfg = CONFIGS["llama"].replace(d_model=512, d_ff=4096, num_layers=4)
   params = init_params(cfg, jax.random.key(0))
   size = param_bytes(cfg, jnp.float32)
   save_checkpoint(tmp_path / "ours", cfg, params)

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -50,6 +49,8 @@ def save_checkpoint(
   Raises:
     WeightsError: the folder exists, `params` do not fit `config`, or it cannot be written (disk full, ...).
   """
+  import orbax.checkpoint as ocp
+
   folder = Path(folder).resolve()
   try:
     check_params(config, params)

@@ -74,7 +74,7 @@ def download(spec: HubSpec) -> Path:
     ) from None
   except errors.LocalEntryNotFoundError as e:
     raise WeightsError(
-      f"{name}: not in the cache, and the hub cannot be reached: {_cause(e)}; try again"
+      f"{name}: not in the cache, and the hub does not give it: {_cause(e)}; try again"
     ) from None
   except errors.EntryNotFoundError:
     raise WeightsError(f"{name}: has no file {spec.file!r}; see its list of files") from None

@@ -1,4 +1,7 @@
-"""Orbax checkpoints as named arrays: what is inside, and restoring a few of them at a time."""
+"""Orbax checkpoints as named arrays: what is inside, and restoring a few of them at a time.
+
+Orbax is imported where it is used: that takes a fifth of a second and 20 MB, which a GGUF file need not pay.
+"""
 
 import contextlib
 import logging
@@ -9,8 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 
 from pasta_jax.model.errors import WeightsError, one_line
 
@@ -27,6 +28,9 @@ class OrbaxFolder:
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
+    import orbax.checkpoint as ocp
+    from etils import epath
+
     self.folder = Path(folder).resolve()
     with translated(self.folder, "is not a whole Orbax checkpoint"):
       tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder)).tree
@@ -43,6 +47,8 @@ class OrbaxFolder:
     Raises:
       WeightsError: files of the checkpoint are missing or damaged.
     """
+    import orbax.checkpoint as ocp
+
     item: dict[str, Any] = {}
     args: dict[str, Any] = {}
     for name, target in wanted.items():
