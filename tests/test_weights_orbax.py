@@ -154,6 +154,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
   )
   done = subprocess.run([*command, tmp_path / "c"], env=env, capture_output=True, text=True, timeout=60)
   assert done.returncode == 0, done.stderr
+  assert "Traceback" not in done.stderr
   assert done.stdout.count("\n") == 1
   assert "c: cannot be written: " in done.stdout
   assert os.listdir(tmp_path) == []

@@ -6,6 +6,7 @@ Orbax is imported where it is used: that takes a fifth of a second and 20 MB, wh
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,28 @@ def translated(folder: Path, what: str) -> Iterator[None]:
   except WeightsError:
     raise
   except Exception as e:  # Orbax and TensorStore raise nearly every kind
+    _silence_late_callbacks()
     raise WeightsError(f"{folder}: {what}: {one_line(e)}") from None
   finally:
     logger.setLevel(before)
+
+
+def _silence_late_callbacks() -> None:
+  """Keeps one line one line after a failed read.
+
+  Orbax gives up at the first array that fails and closes its event loop; TensorStore then reports each of
+  the other arrays to the closed loop, and Python prints a traceback for each, some of them later.
+  """
+  before = sys.unraisablehook
+  if getattr(before, "drops_closed_loop", False):
+    return
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      before(unraisable)
+
+  hook.drops_closed_loop = True  # type: ignore[attr-defined]
+  sys.unraisablehook = hook
 
 
 def _walk(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
