@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pasta_jax.decode.engine import Engine
-from pasta_jax.decode.programs import plan_pieces, round_slots
+from pasta_jax.decode.programs import fit_slots, plan_pieces
 from pasta_jax.decode.requests import Request, RequestError, Sampling
 from tests.toy import teacher_logits, toy_model
 
@@ -141,7 +141,7 @@ def test_a_stream_that_is_dropped_leaves_the_engine_usable(engine):
   [
     ("", "empty"),
     ([], "empty"),
-    ([1] * 256, "256 tokens.*max_len 256"),
+    ([1] * 256, "256 tokens.*max_len 192"),
     ([300], "ids must lie in"),
   ],
 )
@@ -176,9 +176,8 @@ def test_parameters_that_do_not_fit_are_refused(model):
 
 def test_pieces_cover_a_prompt_and_their_padding_fits_the_slots():
   for max_len in (1, 31, 32, 100, 128, 500, 513, 1000, 2048):
-    slots = round_slots(max_len)
-    assert slots >= max_len
-    sizes = tuple(p for p in (32, 128, 512) if p <= slots)
+    slots, sizes = fit_slots(max_len, (32, 128, 512))
+    assert max_len <= slots < max_len + sizes[-1]
     for length in range(1, slots + 1):
       at = 0
       for start, count, size in plan_pieces(length, sizes):

@@ -16,6 +16,7 @@ def rows_of(n, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0):
     top_p=jnp.full(n, top_p, jnp.float32),
     min_p=jnp.full(n, min_p, jnp.float32),
     seed=jnp.full(n, seed, jnp.int32),
+    logprobs=jnp.ones(n, bool),
   )
 
 
@@ -68,12 +69,13 @@ def test_a_draw_depends_on_its_own_row_alone():
     top_p=jnp.asarray([1.0, 1.0, 1.0, 0.6, 0.9, 1.0]),
     min_p=jnp.asarray([0.0, 0.0, 0.0, 0.0, 0.1, 0.3]),
     seed=jnp.arange(6),
+    logprobs=jnp.ones(6, bool),
   )
   thread, index, live = jnp.zeros(6, jnp.int32), jnp.arange(6), jnp.ones(6, bool)
   together, logprobs = sample(logits, rows, thread, index, live)
   for i in range(6):
     one = SamplingRows(
-      *(getattr(rows, f)[i : i + 1] for f in ("temperature", "top_k", "top_p", "min_p", "seed"))
+      *(getattr(rows, f)[i : i + 1] for f in ("temperature", "top_k", "top_p", "min_p", "seed", "logprobs"))
     )
     alone, logprob = sample(logits[i : i + 1], one, thread[:1], index[i : i + 1], live[:1])
     assert int(alone[0]) == int(together[i])

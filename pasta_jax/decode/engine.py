@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pasta_jax.decode.programs import Programs, Shapes, round_slots
+from pasta_jax.decode.programs import Programs, Shapes, fit_slots, piece_sizes
 from pasta_jax.decode.requests import Event, Request, RequestError, Result
 from pasta_jax.decode.state import MAX_STOP_IDS, NO_ID, Admission
 from pasta_jax.decode.text import StopText
@@ -108,7 +108,8 @@ class Engine:
     self.mesh = mesh if mesh is not None else make_mesh()
     vocab = min(self.tokenizer.vocab_size, self.config.vocab_size)
     dtype = jnp.result_type(self.params["embed"])
-    shapes = Shapes(batch_size, round_slots(max_len), segment, vocab, dtype)
+    slots, pieces = fit_slots(max_len, piece_sizes(self.mesh.devices.flat[0].platform))
+    shapes = Shapes(batch_size, slots, segment, vocab, dtype, pieces)
     self.programs = Programs(self.config, shapes, self.mesh)
     self.batch_size, self.max_len = batch_size, shapes.num_slots
 
@@ -234,6 +235,7 @@ class _Serving:
       top_p=np.float32(s.top_p),
       min_p=np.float32(s.min_p),
       seed=np.int32(s.seed),
+      logprobs=np.bool_(request.logprobs),
     )
     self.state, drawn, logprob = self.programs.prefill(engine.params, self.state, row, prompt, admission)
     self.cursor = max(self.cursor, len(prompt))

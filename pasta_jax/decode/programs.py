@@ -5,7 +5,6 @@ device, and settings are arrays. So the programs do not depend on the requests, 
 compiles.
 """
 
-import concurrent.futures
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -23,8 +22,16 @@ from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.params import abstract_params, param_bytes
 from pasta_jax.model.sharding import param_shardings, replicated
 
-PIECES = (32, 128, 512)
 SHORTEST_PREFIX = 128
+
+
+def piece_sizes(platform: str) -> tuple[int, ...]:
+  """Sizes of the pieces in which prompts are run, ascending; each divides the next.
+
+  A CPU is bound by arithmetic at 64 tokens already, so that one size serves; an accelerator reads all its
+  weights for every piece, and gets a long one too.
+  """
+  return (64,) if platform == "cpu" else (128, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Shapes:
     steps: most steps in a segment.
     vocab: ids that the tokenizer knows; rows of the embedding beyond them are never drawn.
     dtype: of parameters and cache.
+    pieces: sizes of the pieces in which prompts are run, none longer than S.
   """
 
   batch: int
@@ -44,6 +52,7 @@ class Shapes:
   steps: int
   vocab: int
   dtype: Any
+  pieces: tuple[int, ...]
 
   @property
   def prefixes(self) -> tuple[int, ...]:
@@ -56,15 +65,15 @@ class Shapes:
     return (*lengths, self.num_slots)
 
   @property
-  def pieces(self) -> tuple[int, ...]:
-    """Sizes of the pieces in which prompts are run."""
-    return tuple(p for p in PIECES if p <= self.num_slots)
+  def prefill_prefixes(self) -> tuple[int, ...]:
+    """Every other of `prefixes`: a piece has enough other work to make up for a longer prefix."""
+    return self.prefixes[::-2][::-1]
 
 
-def round_slots(slots: int) -> int:
-  """The number of slots that a cache for `slots` tokens gets: whole pieces, so that padding fits in."""
-  piece = max(p for p in PIECES if p <= max(slots, PIECES[0]))
-  return -(-slots // piece) * piece
+def fit_slots(max_len: int, sizes: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+  """Slots of a cache for `max_len` tokens, and the pieces that fit it: whole pieces, so that padding fits."""
+  pieces = tuple(s for s in sizes if s <= max_len) or sizes[:1]
+  return -(-max_len // pieces[-1]) * pieces[-1], pieces
 
 
 def plan_pieces(length: int, sizes: tuple[int, ...]) -> list[tuple[int, int, int]]:
@@ -111,10 +120,7 @@ class Programs:
     }
     for size in shapes.pieces:
       builds[size] = partial(self._build_prefill, size, params, state)
-    # XLA releases the GIL, so the programs compile side by side.
-    with concurrent.futures.ThreadPoolExecutor(max_workers=len(builds)) as pool:
-      futures = {name: pool.submit(build) for name, build in builds.items()}
-      compiled = {name: future.result() for name, future in futures.items()}
+    compiled = {name: build() for name, build in builds.items()}
     self.segment = compiled["segment"]
     self.make_room = compiled["make_room"]
     self.stop_rows = compiled["stop_rows"]
@@ -156,9 +162,10 @@ class Programs:
       top_p=self._abstract(np.float32(0)),
       min_p=self._abstract(np.float32(0)),
       seed=ints,
+      logprobs=self._abstract(np.bool_(False)),
     )
     return self._build(
-      partial(step.prefill, self.cfg, self.shapes.prefixes, self.shapes.vocab),
+      partial(step.prefill, self.cfg, self.shapes.prefill_prefixes, self.shapes.vocab),
       2,
       params,
       state,

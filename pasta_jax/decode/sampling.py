@@ -22,6 +22,7 @@ class SamplingRows:
     top_p: float32; 1 is off.
     min_p: float32; 0 is off.
     seed: int32.
+    logprobs: bool; whether log-probabilities are wanted.
   """
 
   temperature: jax.Array
@@ -29,6 +30,7 @@ class SamplingRows:
   top_p: jax.Array
   min_p: jax.Array
   seed: jax.Array
+  logprobs: jax.Array
 
 
 def _ordered_bits(x: jax.Array) -> jax.Array:
@@ -82,7 +84,7 @@ def _draw(scaled_NxV: jax.Array, rows: SamplingRows, thread: jax.Array, index: j
 def sample(
   logits_NxV: jax.Array, rows: SamplingRows, thread: jax.Array, index: jax.Array, live: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The next id of each row, and its log-probability under the unmodified model.
+  """The next id of each row, and its log-probability under the model itself (temperature 1, nothing cut).
 
   Args:
     logits_NxV: float32; -inf forbids an id.
@@ -91,7 +93,7 @@ def sample(
     live: N bool; rows that are not live get some id, and do not make others pay for their settings.
 
   Returns:
-    ids N int32, log-probabilities N float32.
+    ids N int32, log-probabilities N float32 (0 everywhere where no live row wants them).
   """
   greedy = jnp.argmax(logits_NxV, axis=-1)
   hot = live & (rows.temperature > 0)
@@ -110,5 +112,16 @@ def sample(
     ],
     logits_NxV,
   )
-  chosen = jnp.take_along_axis(logits_NxV, ids[:, None], axis=1)[:, 0]
-  return ids.astype(jnp.int32), chosen - jax.nn.logsumexp(logits_NxV, axis=-1)
+
+  def chosen(logits, ids):
+    picked = jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+  logprobs = jax.lax.cond(
+    jnp.any(live & rows.logprobs),
+    chosen,
+    lambda logits, ids: jnp.zeros(ids.shape, jnp.float32),
+    logits_NxV,
+    ids,
+  )
+  return ids.astype(jnp.int32), logprobs

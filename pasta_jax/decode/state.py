@@ -69,6 +69,7 @@ class Admission:
   top_p: Any
   min_p: Any
   seed: Any
+  logprobs: Any
 
 
 def empty_state(cfg: ModelConfig, batch: int, num_slots: int, dtype: Any) -> State:
@@ -80,7 +81,14 @@ def empty_state(cfg: ModelConfig, batch: int, num_slots: int, dtype: Any) -> Sta
   def floats(value: float) -> jax.Array:
     return jnp.full((batch,), value, jnp.float32)
 
-  sampling = SamplingRows(temperature=floats(0), top_k=ints(), top_p=floats(1), min_p=floats(0), seed=ints())
+  sampling = SamplingRows(
+    temperature=floats(0),
+    top_k=ints(),
+    top_p=floats(1),
+    min_p=floats(0),
+    seed=ints(),
+    logprobs=jnp.zeros((batch,), bool),
+  )
   rows = Rows(
     ids=ints(),
     length=ints(),
