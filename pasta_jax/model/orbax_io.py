@@ -76,7 +76,7 @@ def translated(folder: Path, what: str) -> Iterator[None]:
   """Turns whatever Orbax and TensorStore raise into one line; silences Orbax's logging meanwhile."""
   logger = logging.getLogger("absl")
   before = logger.level
-  logger.setLevel(logging.ERROR)
+  logger.setLevel(logging.CRITICAL)  # it logs a traceback of the error that it raises as well
   try:
     yield
   except WeightsError:
