@@ -64,9 +64,10 @@ def save_checkpoint(
       shutil.rmtree(writing, ignore_errors=True)  # what a killed run has left
       writing.mkdir(parents=True)
     _wait_for_all("made")
-    with translated(folder, "cannot be written"), ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(writing / _PARAMS, dict(params))
-      checkpointer.wait_until_finished()
+    with translated(folder, "cannot be written"):
+      ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).save(
+        writing / _PARAMS, args=ocp.args.PyTreeSave(dict(params))
+      )
     if first:
       (writing / _CONFIG).write_text(config.to_json())
       if tokenizer is not None:
