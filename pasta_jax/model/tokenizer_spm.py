@@ -1,0 +1,112 @@
+"""SentencePiece tokenizers: `.model` files, and the same rebuilt from the lists in a GGUF file."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from pasta_jax.model.tokenizer import Roles, Tokenizer, TokenizerError
+
+FILE = "tokenizer.model"
+
+# Piece types, in SentencePiece's and GGUF's numbering alike.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+_SPACE = "\u2581"  # what SentencePiece writes for a space
+
+# User-defined pieces that are text all the same: runs of white space, and the HTML tags of Gemma.
+_TEXT_PIECE = re.compile(rf"[\s{_SPACE}]+|</?(?!mask\b|pad\b|eos\b|bos\b|unk\b)[a-z]+[1-6]?>")
+
+
+class SpmTokenizer(Tokenizer):
+  """SentencePiece, from a serialised model."""
+
+  def __init__(self, model: bytes, roles: Roles | None = None, where: str = FILE):
+    """Args:
+    model: contents of a `.model` file.
+    roles: what the special ids mean; None: from the model itself.
+    where: names the source in errors.
+    """
+    proto = sentencepiece_model_pb2.ModelProto()
+    try:
+      proto.ParseFromString(model)
+      if not proto.pieces:
+        raise ValueError("it has no pieces")
+    except Exception as e:  # protobuf's DecodeError depends on its build
+      raise TokenizerError(f"{where} is not a SentencePiece model: {e}") from None
+    specials = {}
+    for i, piece in enumerate(proto.pieces):
+      if piece.type == USER_DEFINED and not _TEXT_PIECE.fullmatch(piece.piece):
+        # SentencePiece finds user-defined pieces in any text, and control pieces in none.
+        piece.type = CONTROL
+      if piece.type in (CONTROL, UNKNOWN, UNUSED):
+        specials[i] = piece.piece
+    self._model = proto.SerializeToString()
+    try:
+      self._spm = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+    except Exception as e:
+      raise TokenizerError(f"{where} is not a usable SentencePiece model: {e}") from None
+    self._prefix = proto.normalizer_spec.add_dummy_prefix
+    super().__init__([_bytes(p) for p in proto.pieces], specials, roles or self._own_roles(specials))
+
+  def _own_roles(self, specials: dict[int, str]) -> Roles:
+    def known(i: int) -> int | None:
+      return i if i >= 0 else None
+
+    eos = known(self._spm.eos_id())
+    ends = [i for i, text in specials.items() if text in ("<end_of_turn>", "<|eot_id|>", "<|im_end|>")]
+    stop = tuple(dict.fromkeys([*([eos] if eos is not None else []), *ends]))
+    return Roles(known(self._spm.bos_id()), eos, known(self._spm.pad_id()), True, stop)
+
+  @property
+  def strips_space(self) -> bool:
+    return self._prefix
+
+  def _encode(self, text: str) -> list[int]:
+    # Where no piece and no byte covers a character, SentencePiece gives its unknown id: drop it.
+    unknown = self._spm.unk_id()
+    return [i for i in self._spm.encode(text) if i != unknown]
+
+  def _save_model(self, folder: str) -> None:
+    pathlib.Path(folder, FILE).write_bytes(self._model)
+
+
+def spm_model(
+  tokens: Sequence[str],
+  scores: Sequence[float],
+  types: Sequence[int],
+  *,
+  unknown: int,
+  bos: int | None,
+  eos: int | None,
+  pad: int | None,
+  add_space_prefix: bool,
+) -> bytes:
+  """A SentencePiece BPE model from a GGUF file's lists; bytes as in a `.model` file."""
+  proto = sentencepiece_model_pb2.ModelProto()
+  for i, (text, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
+    # SentencePiece wants exactly one unknown piece, at the id that the trainer spec names.
+    kind = UNKNOWN if i == unknown else CONTROL if kind in (UNKNOWN, UNUSED) else kind
+    proto.pieces.add(piece=text.replace(" ", _SPACE) if kind == NORMAL else text, score=score, type=kind)
+  spec = proto.trainer_spec
+  spec.model_type = 2  # BPE
+  spec.vocab_size = len(proto.pieces)
+  spec.byte_fallback = BYTE in types
+  spec.unk_id, spec.unk_piece = unknown, tokens[unknown]
+  for name, i in (("bos", bos), ("eos", eos), ("pad", pad)):
+    setattr(spec, f"{name}_id", -1 if i is None else i)
+    if i is not None:
+      setattr(spec, f"{name}_piece", tokens[i])
+  proto.normalizer_spec.name = "identity"
+  proto.normalizer_spec.add_dummy_prefix = add_space_prefix
+  proto.normalizer_spec.remove_extra_whitespaces = False
+  proto.normalizer_spec.escape_whitespaces = True
+  return proto.SerializeToString()
+
+
+def _bytes(piece: sentencepiece_model_pb2.ModelProto.SentencePiece) -> bytes:
+  if piece.type == BYTE:
+    return bytes([int(piece.piece[1:-1], 16)])
+  return piece.piece.replace(_SPACE, " ").encode()
