@@ -65,6 +65,33 @@ def test_the_packaged_model_has_its_presets_config():
   assert load_model("smollm2-135m", dtype=jnp.bfloat16).config == preset("smollm2-135m")
 
 
+@pytest.mark.real
+@needs_smollm2
+def test_a_checkpoint_carries_the_tokenizer_along(tmp_path):
+  pytest.importorskip("gguf")
+  pytest.importorskip("tokenizers")
+  model = load_model("smollm2-135m", dtype=jnp.bfloat16)
+  cfg = CONFIGS["llama"]
+  folder = save_checkpoint(tmp_path / "c", cfg, init_params(cfg, jax.random.key(0)), model.tokenizer)
+  again = load_model(str(folder)).tokenizer
+  text = "Two plus 22 is\n\tça 🙂 <|im_start|>"
+  assert again.encode(text) == model.tokenizer.encode(text)
+  assert again.stop_ids == model.tokenizer.stop_ids
+  (folder / "tokenizer" / "tokenizer.json").write_text("{")
+  with pytest.raises(WeightsError, match=r"tokenizer\.json") as caught:
+    load_model(str(folder))
+  assert "\n" not in str(caught.value)
+
+
+def test_a_file_whose_tokenizer_makes_no_sense_is_one_line(tmp_path):
+  cfg = CONFIGS["llama"]
+  path = write_gguf(tmp_path / "m.gguf", cfg, tiny_params(cfg))
+  data = path.read_bytes()
+  path.write_bytes(data.replace(b"llama.context_length", b"tokenizer.ggml.model"))
+  with pytest.raises(WeightsError, match=r"m\.gguf: tokenizer: GGUF metadata lacks tokenizer.ggml.tokens"):
+    load_model(str(path))
+
+
 def test_loading_a_folder_or_checkpoint_holds_no_second_copy(tmp_path):
   # Some 100 MB of weights, so that they stand out from what JAX itself takes.
   cfg = CONFIGS["llama"].replace(d_model=512, d_ff=4096, num_layers=4)

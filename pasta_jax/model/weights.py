@@ -7,7 +7,9 @@
 "random:gemma2-2b:7"                random weights of any preset, from a seed (0 if left out)
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from jax.sharding import Mesh, Sharding
 
 from pasta_jax.model.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint, tokenizer_folder
 from pasta_jax.model.config import ModelConfig
-from pasta_jax.model.errors import WeightsError
+from pasta_jax.model.errors import WeightsError, one_line
 from pasta_jax.model.gemma_orbax import find_gemma_orbax, load_gemma_orbax
 from pasta_jax.model.gguf_file import GgufFile
 from pasta_jax.model.gguf_weights import load_gguf
@@ -146,16 +148,31 @@ def _from_path(path: Path, dtype: Any, mesh: Mesh | None) -> LoadedModel:
 def _tokenizer_from_gguf(file: GgufFile) -> Any:
   if "tokenizer.ggml.model" not in file.metadata:
     return None
-  from pasta_jax.model import tokenizer_io  # what it imports need not be there for weights alone
+  with _tokenizer_errors(file.path):
+    from pasta_jax.model import tokenizer_io  # what it imports need not be there for weights alone
 
-  return tokenizer_io.tokenizer_from_gguf(file)
+    return tokenizer_io.tokenizer_from_gguf(file)
 
 
 def _tokenizer_from_folders(*folders: Path | None) -> Any:
   """The tokenizer of the first folder that has one; None where none has."""
   for folder in folders:
     if folder and any((folder / name).is_file() for name in _TOKENIZER_FILES):
-      from pasta_jax.model import tokenizer_io
+      with _tokenizer_errors(folder):
+        from pasta_jax.model import tokenizer_io
 
-      return tokenizer_io.load_tokenizer(folder)
+        return tokenizer_io.load_tokenizer(folder)
   return None
+
+
+@contextlib.contextmanager
+def _tokenizer_errors(path: Path) -> Iterator[None]:
+  try:
+    yield
+  except ImportError as e:
+    raise WeightsError(
+      f"{path}: its tokenizer needs a package: {one_line(e)}; pip install tokenizers"
+    ) from None
+  except (ValueError, TypeError, LookupError) as e:  # metadata may hold any type where another is due
+    text = one_line(e)
+    raise WeightsError(text if str(path) in text else f"{path}: tokenizer: {text}") from None
