@@ -1,6 +1,7 @@
 """What every launch sets up once: the compilation cache, signals, the way errors end a program."""
 
 import contextlib
+import logging
 import os
 import pathlib
 import signal
@@ -15,6 +16,11 @@ def default_cache_folder() -> str:
   """Where compiled programs are kept: `pasta_jax/xla` in the user's cache folder."""
   base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
   return os.path.join(base, "pasta_jax", "xla")
+
+
+def quiet_backends() -> None:
+  """Keeps JAX from telling which accelerators are not there."""
+  logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
 
 
 def use_compilation_cache(folder: str) -> None:
@@ -62,6 +68,7 @@ def run_main(main: Callable[[], None]) -> int:
   Returns:
     The exit status: 0, 1 for an error, 130 after Ctrl-C, 143 after SIGTERM.
   """
+  quiet_backends()
   try:
     with terminate_cleanly():
       main()

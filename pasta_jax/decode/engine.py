@@ -131,7 +131,7 @@ class Engine:
       except ValueError as e:
         raise RequestError(str(e)) from None
     else:
-      ids = list(prompt)  # type: ignore[arg-type]
+      ids = list(prompt)
       if any(not 0 <= i < self.config.vocab_size for i in ids):
         raise RequestError(f"prompt ids must lie in [0, {self.config.vocab_size})")
     if not len(ids):

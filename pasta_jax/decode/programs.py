@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pasta_jax.decode import step
-from pasta_jax.decode.state import MAX_STOP_IDS, Admission, empty_state, state_shardings
+from pasta_jax.decode.state import MAX_STOP_IDS, Admission, State, empty_state, state_shardings
 from pasta_jax.model.cache import cache_bytes
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.params import abstract_params, param_bytes
@@ -99,10 +99,6 @@ class Programs:
     self.cfg, self.shapes, self.mesh = cfg, shapes, mesh
     self._everywhere = replicated(mesh)
     self._state_shardings = state_shardings(cfg, mesh, shapes.batch)
-    self._new_state = jax.jit(
-      lambda: empty_state(cfg, shapes.batch, shapes.num_slots, shapes.dtype),
-      out_shardings=self._state_shardings,
-    )
     params = abstract_params(cfg, shapes.dtype, param_shardings(cfg, mesh))
     state = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -110,6 +106,9 @@ class Programs:
       self._state_shardings,
     )
     builds: dict[Any, Callable[[], Any]] = {
+      "new_state": lambda: self._build(
+        lambda: empty_state(cfg, shapes.batch, shapes.num_slots, shapes.dtype), 0
+      ),
       "segment": lambda: self._build(
         partial(step.segment, cfg, shapes.prefixes, shapes.vocab, shapes.steps), 4, params, state
       ),
@@ -121,13 +120,11 @@ class Programs:
     for size in shapes.pieces:
       builds[size] = partial(self._build_prefill, size, params, state)
     compiled = {name: build() for name, build in builds.items()}
+    self.new_state = compiled["new_state"]
     self.segment = compiled["segment"]
     self.make_room = compiled["make_room"]
     self.stop_rows = compiled["stop_rows"]
     self._prefill = {size: compiled[size] for size in shapes.pieces}
-
-  def new_state(self) -> Any:
-    return self._new_state()
 
   def prefill(self, params: Any, state: Any, row: int, prompt: np.ndarray, admission: Admission):
     """Runs a whole prompt through one row, as pieces; returns what the last piece returned."""
@@ -178,10 +175,10 @@ class Programs:
     )
 
   def _build(self, fn: Callable, extras: int, *args: Any) -> Any:
-    """Compiles fn, whose state is the argument of type State and the first of its `extras` + 1 results."""
-    at = 0 if not isinstance(args[0], dict) else 1
+    """Compiles fn, which takes a State and returns one with `extras` more results; the State is donated."""
+    donated = [i for i, arg in enumerate(args) if isinstance(arg, State)]
     out = (self._state_shardings, *(self._everywhere,) * extras) if extras else self._state_shardings
-    return jax.jit(fn, donate_argnums=at, out_shardings=out).lower(*args).compile()
+    return jax.jit(fn, donate_argnums=donated, out_shardings=out).lower(*args).compile()
 
   def _abstract(self, x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=self._everywhere)

@@ -159,7 +159,8 @@ def table(figures: dict[str, Any]) -> str:
     f"  llama.cpp            {ratio(s['llama_cpp_ms'], 'we are {:.2f}x as fast')}",
     f"  prefill              {s['prefill_ms']:8.2f} ms",
     f"  first token          {s['first_token_s']:8.2f} s    after the start of a process, warm cache",
-    f"  peak memory          {s['peak_rss_mb']:8.0f} MB   {s['peak_rss_mb'] / figures['weights_mb']:.2f}x the weights",
+    f"  peak memory          {s['peak_rss_mb']:8.0f} MB   "
+    f"{s['peak_rss_mb'] / figures['weights_mb']:.2f}x the weights",
   ]
   return "\n".join(lines)
 

@@ -42,6 +42,7 @@ def peak_rss_bytes() -> int:
 
 def main(argv: list[str]) -> None:
   del argv
+  runtime.quiet_backends()
   runtime.use_compilation_cache(_CACHE.value)
   from pasta_jax.decode.launch import Options, make_engine
   from pasta_jax.decode.requests import Request

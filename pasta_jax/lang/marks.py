@@ -44,7 +44,8 @@ class ControlIds:
     """The control ids from `len(MARKS)` ids in the order of `MARKS`."""
     if len(ids) != len(MARKS):
       raise ValueError(f"expected {len(MARKS)} control ids, got {len(ids)}")
-    return cls(*ids[:4], lens=tuple(ids[4:]))
+    promise, start, close, sync, *lens = ids
+    return cls(promise, start, close, sync, lens=tuple(lens))
 
   @property
   def all(self) -> tuple[int, ...]:

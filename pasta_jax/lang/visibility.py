@@ -1,6 +1,7 @@
 """The one rule for who sees whom (design section 4), as a function on integers.
 
-    query q sees key k  iff  time(k) <= time(q)  and  (thread(k) == thread(q)  or  visible_at(k) <= horizon(q))
+query q sees key k  iff  time(k) <= time(q)
+                         and  (thread(k) == thread(q)  or  visible_at(k) <= horizon(q))
 """
 
 from typing import Any

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.sharding import named_sharding
@@ -88,11 +88,9 @@ def cache_bytes(cfg: ModelConfig, batch: int, num_slots: int, dtype: Any) -> int
 
 def cache_shardings(cfg: ModelConfig, mesh: Mesh, batch: int) -> Cache:
   """Rows over `data` and `fsdp`, key heads over `tensor`; as a Cache of shardings."""
-  kv = named_sharding(
-    ("batch", "kv_heads", None, None), (batch, cfg.num_kv_heads, 1, cfg.head_dim), mesh
-  )
-  slot: NamedSharding = named_sharding(("batch", None), (batch, 1), mesh)
-  shardings: Any = Slots(position=slot, thread=slot, time=slot, visible_at=slot)
+  kv = named_sharding(("batch", "kv_heads", None, None), (batch, cfg.num_kv_heads, 1, cfg.head_dim), mesh)
+  slot: Any = named_sharding(("batch", None), (batch, 1), mesh)
+  shardings = Slots(position=slot, thread=slot, time=slot, visible_at=slot)
   layers: Any = (kv,) * cfg.num_layers
   return Cache(k=layers, v=layers, slots=shardings)
 

@@ -109,7 +109,8 @@ def _hf_roles(folder: pathlib.Path, tokenizer: Tokenizer) -> Roles:
 
   def role(name: str, default: int | None) -> int | None:
     text = config.get(f"{name}_token", optional("special_tokens_map.json").get(f"{name}_token"))
-    return ids.get(text["content"] if isinstance(text, Mapping) else text, default)
+    text = text["content"] if isinstance(text, Mapping) else text
+    return ids.get(text, default) if isinstance(text, str) else default
 
   eos = role("eos", old.eos)
   ends = generation.get("eos_token_id", [])

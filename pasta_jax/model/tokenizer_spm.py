@@ -3,9 +3,10 @@
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2 as pb
 
 from pasta_jax.model.tokenizer import Roles, Tokenizer, TokenizerError
 
@@ -20,6 +21,10 @@ _SPACE = "\u2581"  # what SentencePiece writes for a space
 _TEXT_PIECE = re.compile(rf"[\s{_SPACE}]+|</?(?!mask\b|pad\b|eos\b|bos\b|unk\b)[a-z]+[1-6]?>")
 
 
+def _proto() -> Any:
+  return pb.ModelProto()  # type: ignore[attr-defined]  # protobuf makes its classes at run time
+
+
 class SpmTokenizer(Tokenizer):
   """SentencePiece, from a serialised model."""
 
@@ -29,7 +34,7 @@ class SpmTokenizer(Tokenizer):
     roles: what the special ids mean; None: from the model itself.
     where: names the source in errors.
     """
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = _proto()
     try:
       proto.ParseFromString(model)
       if not proto.pieces:
@@ -85,7 +90,7 @@ def spm_model(
   add_space_prefix: bool,
 ) -> bytes:
   """A SentencePiece BPE model from a GGUF file's lists; bytes as in a `.model` file."""
-  proto = sentencepiece_model_pb2.ModelProto()
+  proto = _proto()
   for i, (text, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
     # SentencePiece wants exactly one unknown piece, at the id that the trainer spec names.
     kind = UNKNOWN if i == unknown else CONTROL if kind in (UNKNOWN, UNUSED) else kind
@@ -95,10 +100,10 @@ def spm_model(
   spec.vocab_size = len(proto.pieces)
   spec.byte_fallback = BYTE in types
   spec.unk_id, spec.unk_piece = unknown, tokens[unknown]
-  for name, i in (("bos", bos), ("eos", eos), ("pad", pad)):
-    setattr(spec, f"{name}_id", -1 if i is None else i)
-    if i is not None:
-      setattr(spec, f"{name}_piece", tokens[i])
+  for name, special in (("bos", bos), ("eos", eos), ("pad", pad)):
+    setattr(spec, f"{name}_id", -1 if special is None else special)
+    if special is not None:
+      setattr(spec, f"{name}_piece", tokens[special])
   proto.normalizer_spec.name = "identity"
   proto.normalizer_spec.add_dummy_prefix = add_space_prefix
   proto.normalizer_spec.remove_extra_whitespaces = False
@@ -106,7 +111,7 @@ def spm_model(
   return proto.SerializeToString()
 
 
-def _bytes(piece: sentencepiece_model_pb2.ModelProto.SentencePiece) -> bytes:
+def _bytes(piece: Any) -> bytes:
   if piece.type == BYTE:
     return bytes([int(piece.piece[1:-1], 16)])
   return piece.piece.replace(_SPACE, " ").encode()
