@@ -62,6 +62,7 @@ class Request:
     sampling: see Sampling.
     stop: strings; the text ends before the first of them.
     stop_ids: ids that end the text, besides the model's own; at most 8 in all.
+    model_stops: the model's own stop ids end the text; false to measure answers of a given length.
     chat: see `prompt`.
     logprobs: keep the log-probability of every id drawn.
     tag: carried to the result, for the caller.
@@ -72,6 +73,7 @@ class Request:
   sampling: Sampling = Sampling()
   stop: tuple[str, ...] = ()
   stop_ids: tuple[int, ...] = ()
+  model_stops: bool = True
   chat: bool = True
   logprobs: bool = False
   tag: Any = None
@@ -83,8 +85,8 @@ class Request:
       raise RequestError(f"stop must be a sequence of non-empty strings, got {self.stop!r}")
 
   def all_stop_ids(self, model_stop_ids: Sequence[int]) -> list[int]:
-    """The model's stop ids and the request's own."""
-    ids = list(dict.fromkeys([*model_stop_ids, *self.stop_ids]))
+    """The ids that end this request: its own, and the model's unless it ignores them."""
+    ids = list(dict.fromkeys([*(model_stop_ids if self.model_stops else ()), *self.stop_ids]))
     if len(ids) > MAX_STOP_IDS:
       raise RequestError(f"a request has {len(ids)} stop ids, at most {MAX_STOP_IDS} are supported")
     return ids
