@@ -11,6 +11,7 @@ replaced, that one steps aside as .<name>.replaced until the rename is done, and
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def save_checkpoint(
     _wait_for_all("renamed")
   except BaseException as e:
     if first:
-      shutil.rmtree(writing, ignore_errors=True)
+      _remove(writing)
     if isinstance(e, OSError):
       raise WeightsError(f"{folder}: cannot be written: {one_line(e)}") from None
     raise
@@ -153,6 +154,16 @@ def _rename(writing: Path, folder: Path) -> None:
       os.rename(aside, folder)
     raise
   shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove(writing: Path) -> None:
+  """Removes a failed save. Writes that were under way when it failed may still land, and make it anew."""
+  for pause in (0.05, 0.1, 0.2, 0.4):
+    shutil.rmtree(writing, ignore_errors=True)
+    time.sleep(pause)
+    if not writing.exists():
+      return
+  shutil.rmtree(writing, ignore_errors=True)  # the next save would remove the rest
 
 
 def _wait_for_all(stage: str) -> None:
