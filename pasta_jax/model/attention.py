@@ -23,13 +23,23 @@ def attend(cfg: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax
     BxTxHxE in the dtype of q. A query that sees no slot gets the mean of v; callers discard it.
   """
   b, t, h, e = q.shape
-  kv_heads = k.shape[1]
-  q = (q * jnp.asarray(cfg.query_scale, q.dtype)).reshape(b, t, kv_heads, h // kv_heads, e)
-  scores = jnp.einsum("btkge,bkse->bkgts", q, k, preferred_element_type=jnp.float32)
+  kv_heads, num_slots = k.shape[1], k.shape[2]
+  group = h // kv_heads
+  # Heads of a group and tokens side by side: both products are then plain batched ones, and a step of one
+  # token needs no transposed copy of k or v.
+  q = (q * jnp.asarray(cfg.query_scale, q.dtype)).reshape(b, t, kv_heads, group, e)
+  q = q.transpose(0, 2, 1, 3, 4).reshape(b, kv_heads, t * group, e)
+  batch = ((0, 1), (0, 1))
+  scores = jax.lax.dot_general(q, k, (((3,), (3,)), batch), preferred_element_type=jnp.float32)
   scores = soft_cap(scores, cfg.attn_softcap)
-  scores = jnp.where(mask[:, None, None], scores, MASKED)
-  probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  out = jnp.einsum("bkgts,bkse->btkge", probs, v, preferred_element_type=jnp.float32)
+  seen = jnp.broadcast_to(mask[:, None, :, None], (b, 1, t, group, num_slots))
+  scores = jnp.where(seen.reshape(b, 1, t * group, num_slots), scores, MASKED)
+  weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  out = jax.lax.dot_general(
+    weights.astype(v.dtype), v, (((3,), (2,)), batch), preferred_element_type=jnp.float32
+  )
+  out = (out / total).reshape(b, kv_heads, t, group, e).transpose(0, 2, 1, 3, 4)
   return out.reshape(b, t, h, e).astype(q.dtype)
 
 
