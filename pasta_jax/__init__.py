@@ -1,3 +1,65 @@
-"""pasta_jax: learned asynchronous decoding (PASTA) in JAX."""
+"""pasta_jax: learned asynchronous decoding (PASTA) in JAX.
+
+from pasta_jax import Engine, load_model
+
+engine = Engine(load_model("smollm2-135m"))
+for event in engine.stream("What is gravity?"):
+  print(event.text, end="", flush=True)
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+  from pasta_jax.decode.engine import Engine
+  from pasta_jax.decode.requests import Event, Request, RequestError, Result, Sampling
+  from pasta_jax.model.config import ModelConfig
+  from pasta_jax.model.presets import preset
+  from pasta_jax.model.sharding import make_mesh
+  from pasta_jax.model.weights import LoadedModel, WeightsError, load_model, save_checkpoint
+
+# Name -> module; imported at first use, so that `import pasta_jax` costs nothing.
+_PUBLIC = {
+  "Engine": "decode.engine",
+  "Event": "decode.requests",
+  "LoadedModel": "model.weights",
+  "ModelConfig": "model.config",
+  "Request": "decode.requests",
+  "RequestError": "decode.requests",
+  "Result": "decode.requests",
+  "Sampling": "decode.requests",
+  "WeightsError": "model.weights",
+  "load_model": "model.weights",
+  "make_mesh": "model.sharding",
+  "preset": "model.presets",
+  "save_checkpoint": "model.weights",
+}
+
+__all__ = [
+  "Engine",
+  "Event",
+  "LoadedModel",
+  "ModelConfig",
+  "Request",
+  "RequestError",
+  "Result",
+  "Sampling",
+  "WeightsError",
+  "load_model",
+  "make_mesh",
+  "preset",
+  "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _PUBLIC:
+    raise AttributeError(f"module 'pasta_jax' has no attribute {name!r}")
+  import importlib
+
+  return getattr(importlib.import_module(f"pasta_jax.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *_PUBLIC])
