@@ -5,14 +5,13 @@ Run in a process of its own by `eval.speed`: `python -m pasta_jax.eval.startup -
 
 import json
 import os
-import resource
-import sys
 import time
 
 import jax
 from absl import app, flags
 
 from pasta_jax import runtime
+from pasta_jax.model.memory import peak_rss_bytes
 
 _MODEL = flags.DEFINE_string("model", "smollm2-135m", "As in decode.main.")
 _DTYPE = flags.DEFINE_string("dtype", "auto", "As in decode.main.")
@@ -33,12 +32,6 @@ def process_age() -> float:
 
 
 _IMPORTED = time.perf_counter()
-
-
-def peak_rss_bytes() -> int:
-  """The most memory that this process ever had resident."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak if sys.platform == "darwin" else peak * 1024
 
 
 def main(argv: list[str]) -> None:

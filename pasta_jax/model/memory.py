@@ -1,6 +1,8 @@
 """Whether weights will fit: bytes needed per device against bytes free, before anything is allocated."""
 
 import math
+import resource
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,3 +89,19 @@ def check_fits(
 
 def _gb(size: int) -> str:
   return f"{size / 1e9:.2f} GB"
+
+
+def peak_rss_bytes() -> int:
+  """The most memory that this process ever had resident, in bytes.
+
+  On Linux from VmHWM, which starts anew with the program; ru_maxrss there starts at what the parent had
+  resident when it forked, so that a small child of a large process looks large.
+  """
+  try:
+    for line in Path("/proc/self/status").read_text().splitlines():
+      if line.startswith("VmHWM:"):
+        return int(line.split()[1]) * 1024
+  except (OSError, ValueError, IndexError):
+    pass
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else peak * 1024
