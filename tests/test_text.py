@@ -6,38 +6,17 @@ from hypothesis import strategies as st
 from pasta_jax.decode.text import StopText
 
 
-class _Characters:
-  def push(self, token: int, /) -> str:
-    return chr(token)
-
-  def flush(self) -> str:
-    return ""
-
-
-class _Pieces:
-  """Token i is the i-th piece of a text."""
-
-  def __init__(self, pieces):
-    self.pieces = pieces
-
-  def push(self, token: int, /) -> str:
-    return self.pieces[token]
-
-  def flush(self) -> str:
-    return ""
-
-
 def _first_stop(text: str, stops) -> int:
   return min((text.index(s) for s in stops if s in text), default=len(text))
 
 
 @given(st.lists(st.text("ab", max_size=4)), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_text_is_what_comes_before_the_first_stop_string(pieces, stops):
-  stream = StopText(_Pieces(pieces), stops)
-  got = "".join(stream.push(i) for i in range(len(pieces))) + stream.flush()
+  stream = StopText(stops)
+  got = "".join([stream.push(piece) for piece in pieces]) + stream.flush()
   assert got == stream.text
   whole = "".join(pieces)
-  # Tokens arrive one by one: the stop string that is complete first ends the text.
+  # Pieces arrive one by one: the stop string that is complete first ends the text.
   for n in range(len(pieces) + 1):
     seen = "".join(pieces[:n])
     if any(s in seen for s in stops):
@@ -49,8 +28,8 @@ def test_text_is_what_comes_before_the_first_stop_string(pieces, stops):
 
 
 def test_only_what_may_become_a_stop_string_is_held_back():
-  stream = StopText(_Characters(), ["END"])
-  assert stream.push(ord("x")) == "x"
-  assert stream.push(ord("E")) == ""
-  assert stream.push(ord("N")) == ""
-  assert stream.push(ord("x")) == "ENx"
+  stream = StopText(["END"])
+  assert stream.push("x") == "x"
+  assert stream.push("E") == ""
+  assert stream.push("N") == ""
+  assert stream.push("x") == "ENx"

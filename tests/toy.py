@@ -1,24 +1,32 @@
 """A model small enough for logic tests: a tokenizer of bytes around random weights."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pasta_jax.lang.marks import MARKS, ControlIds
 from pasta_jax.model import transformer
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.params import init_params
+from pasta_jax.model.weights import LoadedModel
 
 
 class ByteTokenizer:
-  """Ids 0..255 are bytes; 256 ends an answer."""
+  """Ids 0..255 are bytes; 256 ends an answer; with marks, these come next."""
 
-  vocab_size = 257
   stop_ids = (256,)
+  special_ids = frozenset((256,))
   add_bos = False
   has_chat_template = False
+
+  def __init__(self, marks: bool = False):
+    self.controls = ControlIds.of(range(257, 257 + len(MARKS))) if marks else None
+    self.vocab_size = 257 + (len(MARKS) if marks else 0)
+
+  def piece(self, token: int) -> bytes:
+    return bytes([token]) if token < 256 else b""
 
   def encode(self, text: str, *, bos: bool = False) -> list[int]:
     return list(text.encode())
@@ -50,15 +58,23 @@ class _ByteStream:
     return text
 
 
-def toy_model(seed: int = 1, **changes):
+def toy_model(seed: int = 1, marks: bool = False, **changes):
   """Config, random parameters and the byte tokenizer, as `load_model` returns them."""
+  tokenizer = ByteTokenizer(marks)
   cfg = ModelConfig(
-    family="llama", vocab_size=257, num_layers=2, d_model=32, d_ff=48, num_heads=4, num_kv_heads=2, head_dim=8
+    family="llama",
+    vocab_size=tokenizer.vocab_size,
+    num_layers=2,
+    d_model=32,
+    d_ff=48,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
   ).replace(**changes)
   params = init_params(cfg, jax.random.key(seed))
   # Embeddings of the usual small size give nearly the same logits everywhere; these make answers differ.
   params["embed"] = params["embed"] * 40
-  return types.SimpleNamespace(config=cfg, params=params, tokenizer=ByteTokenizer())
+  return LoadedModel(cfg, params, tokenizer)
 
 
 @functools.partial(jax.jit, static_argnums=0)

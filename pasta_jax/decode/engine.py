@@ -14,10 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pasta_jax.decode.programs import Programs, Shapes, fit_slots, piece_sizes
-from pasta_jax.decode.requests import Event, Request, RequestError, Result
-from pasta_jax.decode.state import MAX_STOP_IDS, NO_ID, Admission
-from pasta_jax.decode.text import StopText
+from pasta_jax.decode.admission import check_script, make_admission
+from pasta_jax.decode.answer import Answer, Draw
+from pasta_jax.decode.parallel import Parallel
+from pasta_jax.decode.programs import Programs, Shapes, fit_slots, piece_sizes, step_widths
+from pasta_jax.decode.requests import Event, LaneEvent, Request, RequestError, Result
+from pasta_jax.decode.state import NO_ID
+from pasta_jax.decode.step import Loop, Outputs
+from pasta_jax.lang.grammar import token_kinds
+from pasta_jax.model.cache import NO_THREAD
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.params import Params, check_params
 from pasta_jax.model.sharding import make_mesh
@@ -32,43 +37,46 @@ class _Running:
   prompt_tokens: int
   limit: int
   stop_ids: frozenset[int]
-  text: StopText
+  answer: Answer
+  marks: bool
   started: float
   first: float = 0.0
-  ids: list[int] = dataclasses.field(default_factory=list)
-  logprobs: list[float] = dataclasses.field(default_factory=list)
+  steps: int = 0
+  length: int = 0  # slots in use
+  logits: list[np.ndarray] = dataclasses.field(default_factory=list)
   done: bool = False
 
-  @property
-  def length(self) -> int:
-    return self.prompt_tokens + len(self.ids)
-
-  def take(self, token: int, logprob: float) -> tuple[str, str | None]:
-    """Adds an id; returns the text gained, and the reason if this ends the answer."""
-    if not self.ids:
+  def take(self, draw: Draw) -> tuple[str, list[LaneEvent]]:
+    """Adds what a lane drew; returns the text gained and what happened."""
+    if not self.answer.draws:
       self.first = time.perf_counter() - self.started
-    self.ids.append(token)
-    self.logprobs.append(logprob)
-    if token in self.stop_ids:
-      return self.text.flush(), "stop"
-    gained = self.text.push(token)
-    if self.text.stopped:
-      return gained, "stop"
-    if len(self.ids) >= self.limit:
-      gained += self.text.flush()
-      return gained, "stop" if self.text.stopped else "length"
-    return gained, None
+    self.length += 1
+    return self.answer.take(draw, self.stop_ids)
 
-  def result(self, reason: str) -> Result:
+  def ended(self) -> str | None:
+    """Why the answer has ended, as far as the ids tell; an answer with marks ends when the device says so."""
+    if self.answer.stopped:
+      return "stop"
+    if self.marks:
+      return None
+    if self.answer.end is not None:
+      return "stop"
+    return "length" if len(self.answer.draws) >= self.limit else None
+
+  def result(self, reason: str, engine: "Engine") -> Result:
+    draws = [d for d in self.answer.draws if d.token is not None]
+    request = self.request
     return Result(
-      text=self.text.text,
-      ids=tuple(self.ids),
+      text=self.answer.text,
+      ids=tuple(d.token for d in draws if d.token is not None),
       finish_reason=reason,
       prompt_tokens=self.prompt_tokens,
       seconds=time.perf_counter() - self.started,
       first_token_seconds=self.first,
-      logprobs=tuple(self.logprobs) if self.request.logprobs else None,
-      request=self.request,
+      logprobs=tuple(d.logprob for d in draws) if request.logprobs else None,
+      request=request,
+      parallel=Parallel.of(self.answer, request, engine.tokenizer) if self.marks else None,
+      logits=np.stack(self.logits) if self.logits else None,
     )
 
 
@@ -76,7 +84,7 @@ class _Running:
 class _Segment:
   """Outputs of a dispatched segment (device arrays that may not be ready), and who was in which row."""
 
-  outputs: tuple[jax.Array, ...]
+  outputs: Outputs
   rows: tuple[_Running | None, ...]
 
 
@@ -90,15 +98,35 @@ class Engine:
     max_len: longest prompt and answer together, in tokens; rounded up to whole pieces of a prompt.
     segment: most steps between two looks of the host.
     mesh: devices to run on; None: one device.
+    lanes: threads of a request that run at a time; 1: the sequential decoder, which masks the marks.
+    chunks: chunks that an answer may have at most.
+    keep_logits: hand out the logits of every draw in the results; for tests and analysis, large.
 
   Raises:
-    ValueError: parameters that do not fit the config, or sizes below 1.
+    ValueError: parameters that do not fit the config, sizes below 1, or several lanes for a model that has
+      no ids for the marks (see model/marks.py).
   """
 
   def __init__(
-    self, model: Any, *, batch_size: int = 1, max_len: int = 2048, segment: int = 16, mesh: Mesh | None = None
+    self,
+    model: Any,
+    *,
+    batch_size: int = 1,
+    max_len: int = 2048,
+    segment: int = 16,
+    mesh: Mesh | None = None,
+    lanes: int = 1,
+    chunks: int = 32,
+    keep_logits: bool = False,
   ):
-    for name, value in (("batch_size", batch_size), ("max_len", max_len), ("segment", segment)):
+    sizes = {
+      "batch_size": batch_size,
+      "max_len": max_len,
+      "segment": segment,
+      "lanes": lanes,
+      "chunks": chunks,
+    }
+    for name, value in sizes.items():
       if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
     self.config: ModelConfig = model.config
@@ -106,12 +134,28 @@ class Engine:
     self.params: Params = model.params
     check_params(self.config, self.params)
     self.mesh = mesh if mesh is not None else make_mesh()
-    vocab = min(self.tokenizer.vocab_size, self.config.vocab_size)
     dtype = jnp.result_type(self.params["embed"])
-    slots, pieces = fit_slots(max_len, piece_sizes(self.mesh.devices.flat[0].platform))
-    shapes = Shapes(batch_size, slots, segment, vocab, dtype, pieces)
-    self.programs = Programs(self.config, shapes, self.mesh)
-    self.batch_size, self.max_len = batch_size, shapes.num_slots
+    platform = self.mesh.devices.flat[0].platform
+    base, pieces = fit_slots(max_len, piece_sizes(platform))
+    controls = self.tokenizer.controls
+    if lanes == 1:
+      loop, threads, room = Loop(segment, keep_logits=keep_logits), 1, 0
+    else:
+      if controls is None:
+        raise ValueError("several lanes need a model with ids for the marks: pass it through with_marks()")
+      if not self.tokenizer.stop_ids:
+        raise ValueError("several lanes need a model with an id that ends an answer")
+      loop = Loop(segment, step_widths(lanes, platform), controls, keep_logits)
+      threads = chunks + 1
+      # A segment fits beside the longest request after compaction, whatever its lanes; `<async>` ids too.
+      room = segment * loop.width + chunks
+    shapes = Shapes(batch_size, base + room, loop, threads, dtype, pieces)
+    self.programs = Programs(self.config, shapes, self.mesh, self._kinds())
+    self.batch_size, self.max_len, self.lanes, self.chunks = batch_size, base, lanes, chunks
+
+  def _kinds(self) -> np.ndarray:
+    t = self.tokenizer
+    return token_kinds(t.vocab_size, t.piece, t.controls, t.stop_ids, t.special_ids)
 
   def encode(self, request: Request) -> np.ndarray:
     """The prompt's ids, int32.
@@ -141,6 +185,9 @@ class Engine:
         f"the prompt has {len(ids)} tokens, which leaves no room for an answer in max_len {self.max_len};"
         " shorten it or raise max_len"
       )
+    if request.script is not None:
+      marks = request.marks and self.lanes > 1
+      check_script(request.script, marks, self.chunks, self.max_len - len(ids), self.tokenizer)
     return np.asarray(ids, np.int32)
 
   def generate(self, requests: Sequence[Request | str], **settings: Any) -> list[Result]:
@@ -186,6 +233,7 @@ class _Serving:
     self.state = engine.programs.new_state()
     self.rows: list[_Running | None] = [None] * engine.batch_size
     self.taken = 0
+    self.width = 1  # lanes of the last step seen
     self.cursor = 0  # exact after `_finish`, an upper bound while a segment is in flight
     self.flight: _Segment | None = None
 
@@ -206,87 +254,122 @@ class _Serving:
       landed, self.flight = self.flight, self._dispatch()
       if landed is not None:
         yield from self._finish(landed)
-      for running, drawn, logprob in firsts:
-        yield from self._take(running, int(jax.device_get(drawn)), float(jax.device_get(logprob)))
+      for running, first in firsts:
+        yield from self._first(running, *jax.device_get(first))
 
-  def _admit(self, row: int, request: Request) -> tuple[_Running, Any, Any]:
+  def _first(self, running: _Running, drawn: Any, logprob: Any, logits: Any) -> Iterator[Event]:
+    """The draw after the prompt."""
+    if self.programs.shapes.loop.keep_logits:
+      running.logits.append(logits)
+    yield from self._take(running, [Draw(0, 1, 0, 0, int(drawn), float(logprob))])
+
+  def _admit(self, row: int, request: Request) -> tuple[_Running, tuple[Any, ...]]:
     engine = self.engine
     started = time.perf_counter()
     prompt = engine.encode(request)
-    limit = min(request.max_new_tokens, engine.max_len - len(prompt))
     stop_ids = request.all_stop_ids(engine.tokenizer.stop_ids)
+    marks = request.marks and engine.lanes > 1
+    limit = min(request.max_new_tokens, engine.max_len - len(prompt))
     running = _Running(
       index=self.taken,
       request=request,
       prompt_tokens=len(prompt),
       limit=limit,
       stop_ids=frozenset(stop_ids),
-      text=StopText(engine.tokenizer.stream(), request.stop),
+      answer=Answer(engine.tokenizer, request, engine.tokenizer.controls if marks else None),
+      marks=marks,
       started=started,
+      length=len(prompt),
     )
-    s = request.sampling
-    padded = np.full(MAX_STOP_IDS, NO_ID, np.int32)
-    padded[: len(stop_ids)] = stop_ids
-    admission = Admission(
-      limit=np.int32(limit),
-      stop_ids=padded,
-      temperature=np.float32(s.temperature),
-      top_k=np.int32(s.top_k),
-      top_p=np.float32(s.top_p),
-      min_p=np.float32(s.min_p),
-      seed=np.int32(s.seed),
-      logprobs=np.bool_(request.logprobs),
-    )
-    self.state, drawn, logprob = self.programs.prefill(engine.params, self.state, row, prompt, admission)
+    admission = make_admission(request, limit, stop_ids, marks, self.programs.shapes, engine.tokenizer)
+    self.state, *first = self.programs.prefill(engine.params, self.state, row, prompt, admission)
     self.cursor = max(self.cursor, len(prompt))
     self.rows[row] = running
     self.taken += 1
-    return running, drawn, logprob
+    return running, tuple(first)
 
   def _dispatch(self) -> _Segment | None:
     if not any(self.rows):
       return None
-    self.state, *outputs = self.programs.segment(self.engine.params, self.state)
-    self.cursor += self.programs.shapes.steps
-    return _Segment(tuple(outputs), tuple(self.rows))
+    self.state, outputs = self.programs.segment(self.engine.params, self.state)
+    self.cursor += self._reserve
+    return _Segment(outputs, tuple(self.rows))
+
+  @property
+  def _reserve(self) -> int:
+    """Slots that the next segment takes, if it runs as wide as the last one did."""
+    return self.programs.shapes.loop.steps * self.width
 
   def _finish(self, segment: _Segment) -> Iterator[Event]:
-    ids, logprobs, steps, cursor = jax.device_get(segment.outputs)
-    in_flight = self.programs.shapes.steps if self.flight is not None else 0
+    out: Outputs = jax.device_get(segment.outputs)
+    steps = int(out.steps)
+    if steps:
+      self.width = int(out.widths[:steps].max())
+    in_flight = self._reserve if self.flight is not None else 0
     longest = max((r.prompt_tokens for r in self.rows if r is not None), default=0)
-    self.cursor = max(int(cursor), longest) + in_flight
+    self.cursor = max(int(out.cursor), longest) + in_flight
     for row, running in enumerate(segment.rows):
-      if running is None:
-        continue
-      for token, logprob in zip(ids[row, : int(steps)], logprobs[row], strict=False):
-        if running.done or token == NO_ID:
-          break
-        yield from self._take(running, int(token), float(logprob))
+      if running is not None and not running.done:
+        yield from self._land(running, row, out, steps)
 
-  def _take(self, running: _Running, token: int, logprob: float) -> Iterator[Event]:
-    gained, reason = running.take(token, logprob)
-    if reason is None:
-      if gained:
-        yield Event(running.index, gained)
-      return
+  def _land(self, running: _Running, row: int, out: Outputs, steps: int) -> Iterator[Event]:
+    """What one row drew in a segment, one event a step."""
+    for i in range(steps):
+      running.steps += 1
+      draws = [
+        Draw(running.steps, int(out.widths[i]), lane, int(thread), None if token == NO_ID else int(token),
+             float(logprob))
+        for lane, (thread, token, logprob) in enumerate(
+          zip(out.threads[row, i], out.ids[row, i], out.logprobs[row, i], strict=True)
+        )
+        if thread != NO_THREAD
+      ]  # fmt: skip
+      if self.programs.shapes.loop.keep_logits:
+        running.logits += [out.logits[row, i, d.lane] for d in draws if d.token is not None]
+      yield from self._take(running, draws)
+      if running.done:
+        return
+    if running.marks and not out.active[row]:
+      yield from self._end(running, "length" if out.left[row] <= 0 else "stop")
+
+  def _take(self, running: _Running, draws: list[Draw]) -> Iterator[Event]:
+    gained, events = "", []
+    for draw in draws:
+      text, happened = running.take(draw)
+      gained += text
+      events += happened
+    reason = running.ended()
+    if reason is not None:
+      yield from self._end(running, reason, gained, events)
+    elif gained or events:
+      yield Event(running.index, gained, lanes=tuple(events))
+
+  def _end(
+    self, running: _Running, reason: str, gained: str = "", events: Sequence[LaneEvent] = ()
+  ) -> Iterator[Event]:
+    before = running.answer.stopped
+    gained += running.answer.finish()
+    if running.answer.stopped and not before:
+      reason = "stop"
     running.done = True
     row = self.rows.index(running)
     self.rows[row] = None
-    if running.text.stopped:  # a stop string: the device knows of ids only
+    if running.answer.stopped:  # a stop string: the device knows of ids only
       stop = np.zeros(len(self.rows), bool)
       stop[row] = True
       self.state = self.programs.stop_rows(self.state, self.programs.put(stop))
-    yield Event(running.index, gained, running.result(reason))
+    yield Event(running.index, gained, running.result(reason, self.engine), tuple(events))
 
   def _make_room(self) -> Iterator[Event]:
     """Compacts the cache where the next segment might not fit, and that frees at least a segment."""
-    steps, slots = self.programs.shapes.steps, self.engine.max_len
-    if self.cursor + steps <= slots:
+    slots, width = self.programs.shapes.num_slots, self.programs.shapes.loop.width
+    if self.cursor + self._reserve <= slots and self.cursor + width <= slots:
       return
     if self.flight is not None:
       landed, self.flight = self.flight, None
       yield from self._finish(landed)
     longest = max((r.length for r in self.rows if r is not None), default=0)
-    if self.cursor >= slots or (self.cursor + steps > slots and self.cursor - longest >= steps):
+    full = self.cursor + width > slots
+    if full or (self.cursor + self._reserve > slots and self.cursor - longest >= self._reserve):
       self.state, cursor = self.programs.make_room(self.state)
       self.cursor = int(jax.device_get(cursor))

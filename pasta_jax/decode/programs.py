@@ -16,7 +16,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pasta_jax.decode import step
-from pasta_jax.decode.state import MAX_STOP_IDS, Admission, State, empty_state, state_shardings
+from pasta_jax.decode.sampling import SamplingRows
+from pasta_jax.decode.state import (
+  MAX_STOP_IDS,
+  Admission,
+  Policy,
+  Script,
+  State,
+  empty_state,
+  state_shardings,
+)
 from pasta_jax.model.cache import cache_bytes
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.params import abstract_params, param_bytes
@@ -34,6 +43,19 @@ def piece_sizes(platform: str) -> tuple[int, ...]:
   return (64,) if platform == "cpu" else (128, 1024)
 
 
+def step_widths(lanes: int, platform: str) -> tuple[int, ...]:
+  """Lanes of the compiled steps: powers of two up to the first that holds `lanes`.
+
+  A TPU takes longer over one row than over eight (the compiler's estimate: 2.1 ms and 0.98 ms for
+  SmolLM2-135M on v5e), so that eight are the least there.
+  """
+  least = 8 if platform == "tpu" else 1
+  widths = [least]
+  while widths[-1] < lanes:
+    widths.append(2 * widths[-1])
+  return tuple(widths)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shapes:
   """What the programs are compiled for.
@@ -41,16 +63,16 @@ class Shapes:
   Attributes:
     batch: B, requests at a time.
     num_slots: S, slots per request.
-    steps: most steps in a segment.
-    vocab: ids that the tokenizer knows; rows of the embedding beyond them are never drawn.
+    loop: see step.Loop.
+    threads: N, the main thread and the chunks that an answer may have.
     dtype: of parameters and cache.
     pieces: sizes of the pieces in which prompts are run, none longer than S.
   """
 
   batch: int
   num_slots: int
-  steps: int
-  vocab: int
+  loop: step.Loop
+  threads: int
   dtype: Any
   pieces: tuple[int, ...]
 
@@ -93,25 +115,30 @@ class Programs:
 
   The state is donated to every call. Arguments besides parameters and state are explicit device arrays,
   made by `put`.
+
+  Args:
+    kinds: of every id, see grammar.token_kinds; ids beyond them are never drawn.
   """
 
-  def __init__(self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh):
+  def __init__(self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh, kinds: np.ndarray):
     self.cfg, self.shapes, self.mesh = cfg, shapes, mesh
     self._everywhere = replicated(mesh)
+    padded = np.zeros(cfg.vocab_size, np.int32)
+    padded[: len(kinds)] = kinds[: cfg.vocab_size]
+    self.kinds = self.put(padded)
+    empty = partial(
+      empty_state, cfg, shapes.batch, shapes.num_slots, shapes.dtype, shapes.threads, shapes.num_slots
+    )
     self._state_shardings = state_shardings(cfg, mesh, shapes.batch)
     params = abstract_params(cfg, shapes.dtype, param_shardings(cfg, mesh))
     state = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      jax.eval_shape(lambda: empty_state(cfg, shapes.batch, shapes.num_slots, shapes.dtype)),
+      jax.eval_shape(empty),
       self._state_shardings,
     )
     builds: dict[Any, Callable[[], Any]] = {
-      "new_state": lambda: self._build(
-        lambda: empty_state(cfg, shapes.batch, shapes.num_slots, shapes.dtype), 0
-      ),
-      "segment": lambda: self._build(
-        partial(step.segment, cfg, shapes.prefixes, shapes.vocab, shapes.steps), 4, params, state
-      ),
+      "new_state": lambda: self._build(empty, 0),
+      "segment": lambda: self._build(self._segment, 1, params, self._abstract(padded), state),
       "make_room": lambda: self._build(step.make_room, 1, state),
       "stop_rows": lambda: self._build(
         step.stop_rows, 0, state, self._abstract(np.zeros(shapes.batch, bool))
@@ -121,15 +148,19 @@ class Programs:
       builds[size] = partial(self._build_prefill, size, params, state)
     compiled = {name: build() for name, build in builds.items()}
     self.new_state = compiled["new_state"]
-    self.segment = compiled["segment"]
+    self._compiled_segment = compiled["segment"]
     self.make_room = compiled["make_room"]
     self.stop_rows = compiled["stop_rows"]
     self._prefill = {size: compiled[size] for size in shapes.pieces}
 
-  def prefill(self, params: Any, state: Any, row: int, prompt: np.ndarray, admission: Admission):
+  def segment(self, params: Any, state: Any) -> tuple[State, step.Outputs]:
+    """The next steps of every row; see step.segment."""
+    return self._compiled_segment(params, self.kinds, state)
+
+  def prefill(self, params: Any, state: Any, row: int, prompt: np.ndarray, admission: Admission) -> Any:
     """Runs a whole prompt through one row, as pieces; returns what the last piece returned."""
     settings = self.put(admission)
-    drawn = logprob = None
+    outputs: Any = None
     for start, count, size in plan_pieces(len(prompt), self.shapes.pieces):
       ids = np.zeros(size, np.int32)
       ids[:count] = prompt[start : start + count]
@@ -137,8 +168,10 @@ class Programs:
       row_, ids_, start_, count_, last_ = self.put(
         (np.int32(row), ids, np.int32(start), np.int32(count), last)
       )
-      state, drawn, logprob = self._prefill[size](params, state, row_, ids_, start_, count_, last_, settings)
-    return state, drawn, logprob
+      state, *outputs = self._prefill[size](
+        params, self.kinds, state, row_, ids_, start_, count_, last_, settings
+      )
+    return state, *outputs
 
   def put(self, tree: Any) -> Any:
     """Host values onto the devices, explicitly."""
@@ -149,29 +182,24 @@ class Programs:
     s = self.shapes
     return param_bytes(self.cfg, s.dtype) + cache_bytes(self.cfg, s.batch, s.num_slots, s.dtype)
 
+  def _segment(self, params: Any, kinds: Any, state: Any) -> tuple[State, step.Outputs]:
+    model = partial(step.lane_logits, self.cfg, params, self.shapes.prefixes)
+    return step.segment(self.shapes.loop, model, kinds, state)
+
   def _build_prefill(self, size: int, params: Any, state: Any) -> Any:
     ints = self._abstract(np.int32(0))
-    admission = Admission(
-      limit=ints,
-      stop_ids=self._abstract(np.zeros(MAX_STOP_IDS, np.int32)),
-      temperature=self._abstract(np.float32(0)),
-      top_k=ints,
-      top_p=self._abstract(np.float32(0)),
-      min_p=self._abstract(np.float32(0)),
-      seed=ints,
-      logprobs=self._abstract(np.bool_(False)),
-    )
     return self._build(
-      partial(step.prefill, self.cfg, self.shapes.prefill_prefixes, self.shapes.vocab),
-      2,
+      partial(step.prefill, self.cfg, self.shapes.loop, self.shapes.prefill_prefixes),
+      3,
       params,
+      self._abstract(np.zeros(self.cfg.vocab_size, np.int32)),
       state,
       ints,
       self._abstract(np.zeros(size, np.int32)),
       ints,
       ints,
       self._abstract(np.bool_(False)),
-      admission,
+      jax.tree.map(self._abstract, example_admission(self.shapes)),
     )
 
   def _build(self, fn: Callable, extras: int, *args: Any) -> Any:
@@ -182,3 +210,22 @@ class Programs:
 
   def _abstract(self, x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=self._everywhere)
+
+
+def example_admission(shapes: Shapes) -> Admission:
+  """An admission of the right shapes and types."""
+  zero, real, off = np.int32(0), np.float32(0), np.bool_(False)
+  table = np.zeros(shapes.threads, np.int32)
+  return Admission(
+    limit=zero,
+    stop_ids=np.zeros(MAX_STOP_IDS, np.int32),
+    sampling=SamplingRows(  # type: ignore[arg-type]  # host scalars in the place of arrays
+      temperature=real, top_k=zero, top_p=real, min_p=real, seed=zero, logprobs=off
+    ),
+    policy=Policy(
+      marks=off,
+      ends=off,
+      **{f.name: zero for f in dataclasses.fields(Policy) if f.name not in ("marks", "ends")},
+    ),
+    script=Script(on=off, ids=np.zeros(shapes.num_slots, np.int32), starts=table, lengths=table),
+  )

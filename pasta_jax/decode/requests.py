@@ -1,10 +1,17 @@
 """What goes into the engine and what comes out: requests, events, results."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pasta_jax.decode.state import MAX_STOP_IDS
+from pasta_jax.lang.grammar import Limits
+from pasta_jax.lang.interpreter import FORKS, POSITIONS
+from pasta_jax.lang.threads import Threads
+
+if TYPE_CHECKING:
+  from pasta_jax.decode.parallel import Parallel
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -15,6 +22,12 @@ def _is_int(x: Any) -> bool:
 
 def _is_number(x: Any) -> bool:
   return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def _nearest(field: str, value: Any, known: Sequence[str]) -> str:
+  near = difflib.get_close_matches(str(value), known, n=1)
+  hint = f"; did you mean {near[0]!r}?" if near else ""
+  return f"{field} must be one of {', '.join(known)}, got {value!r}{hint}"
 
 
 class RequestError(ValueError):
@@ -60,11 +73,20 @@ class Request:
       model's chat template as one user message where there is a template and `chat` is true.
     max_new_tokens: ids to draw at most.
     sampling: see Sampling.
-    stop: strings; the text ends before the first of them.
-    stop_ids: ids that end the text, besides the model's own; at most 8 in all.
+    stop: strings; the text ends before the first of them, in reading order.
+    stop_ids: ids that end the main thread, besides the model's own; at most 8 in all.
     model_stops: the model's own stop ids end the text; false to measure answers of a given length.
     chat: see `prompt`.
     logprobs: keep the log-probability of every id drawn.
+    marks: the answer may have PASTA-LANG marks, and then runs in parallel lanes; of no effect in an engine
+      with one lane.
+    fork: "eager" (a chunk starts when its promise closes) or "grouped" (a round's chunks start together).
+    positions: how many rotary positions a promise reserves, see the design, section 4: "pred10", "oracle"
+      (with `script` only), "fixed", "none" or "max".
+    fixed: what positions="fixed" reserves.
+    limits: caps on rounds, chunks and topics.
+    script: ids to take instead of those drawn, of each thread; the answer ends where they do. For tests and
+      measurements: every step is computed in full.
     tag: carried to the result, for the caller.
   """
 
@@ -76,9 +98,23 @@ class Request:
   model_stops: bool = True
   chat: bool = True
   logprobs: bool = False
+  marks: bool = True
+  fork: str = "eager"
+  positions: str = "pred10"
+  fixed: int = 64
+  limits: Limits = Limits()
+  script: Threads | None = None
   tag: Any = None
 
   def __post_init__(self):
+    if self.fork not in FORKS:
+      raise RequestError(_nearest("fork", self.fork, FORKS))
+    if self.positions not in POSITIONS:
+      raise RequestError(_nearest("positions", self.positions, POSITIONS))
+    if self.positions == "oracle" and self.script is None:
+      raise RequestError('positions="oracle" needs a script: lengths are not known before they are decoded')
+    if not _is_int(self.fixed) or not 0 <= self.fixed < 2**16:
+      raise RequestError(f"fixed must be an integer in [0, 65536), got {self.fixed!r}")
     if not _is_int(self.max_new_tokens) or self.max_new_tokens < 1:
       raise RequestError(f"max_new_tokens must be an integer >= 1, got {self.max_new_tokens!r}")
     if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
@@ -97,14 +133,16 @@ class Result:
   """An answer.
 
   Attributes:
-    text: without the stop id or string that ended it.
-    ids: ids drawn, the stop id included.
+    text: in reading order, without the stop id or string that ended it.
+    ids: ids drawn, as they came; the stop id included.
     finish_reason: "stop" (a stop id or string) or "length" (max_new_tokens, or no slots left).
     prompt_tokens: ids of the prompt.
     seconds: from entering a row to the last id, as the host saw it.
     first_token_seconds: from entering a row to the first id.
     logprobs: of each of `ids`, if asked for.
     request: what was asked.
+    parallel: the document and how it was decoded; None where marks were not allowed.
+    logits: of the draws in `ids`, where the engine keeps them; float32, one row each.
   """
 
   text: str
@@ -115,10 +153,34 @@ class Result:
   first_token_seconds: float
   logprobs: tuple[float, ...] | None
   request: Request
+  parallel: "Parallel | None" = None
+  logits: Any = None
 
   @property
   def tokens(self) -> int:
     return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneEvent:
+  """What happened on a lane.
+
+  Attributes:
+    step: of this request, from 1; 0 is the draw after the prompt.
+    lane: in which lane.
+    thread: 0 is the main thread; of an "open" event, the chunk that opens.
+    kind: "text", "open" (a promise closed: a chunk runs or waits for a lane), "close" (a chunk ended),
+      "sync" (the main thread waits), "end" (the main thread ended).
+    topic: of the chunk.
+    text: what was gained.
+  """
+
+  step: int
+  lane: int
+  thread: int
+  kind: str
+  topic: str = ""
+  text: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +189,12 @@ class Event:
 
   Attributes:
     index: the request's place in the order in which the engine took them, from 0.
-    text: text gained, may be empty.
+    text: text gained in reading order, may be empty: text of later chunks is held back until it is due.
     result: see Result.
+    lanes: what happened on each lane, as it came.
   """
 
   index: int
   text: str
   result: Result | None = None
+  lanes: tuple[LaneEvent, ...] = ()

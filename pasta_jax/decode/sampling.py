@@ -82,19 +82,28 @@ def _draw(scaled_NxV: jax.Array, rows: SamplingRows, thread: jax.Array, index: j
 
 
 def sample(
-  logits_NxV: jax.Array, rows: SamplingRows, thread: jax.Array, index: jax.Array, live: jax.Array
+  logits_NxV: jax.Array,
+  rows: SamplingRows,
+  thread: jax.Array,
+  index: jax.Array,
+  live: jax.Array,
+  allowed_NxV: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """The next id of each row, and its log-probability under the model itself (temperature 1, nothing cut).
 
   Args:
-    logits_NxV: float32; -inf forbids an id.
+    logits_NxV: float32.
     rows: settings.
     thread, index: N int32; which thread a row is, and how many ids it has drawn.
     live: N bool; rows that are not live get some id, and do not make others pay for their settings.
+    allowed_NxV: bool, ids that may be drawn; None: all.
 
   Returns:
     ids N int32, log-probabilities N float32 (0 everywhere where no live row wants them).
   """
+  raw_NxV = logits_NxV
+  if allowed_NxV is not None:
+    logits_NxV = jnp.where(allowed_NxV, logits_NxV, -jnp.inf)
   greedy = jnp.argmax(logits_NxV, axis=-1)
   hot = live & (rows.temperature > 0)
   cut = hot & ((rows.top_k > 0) | (rows.top_p < 1.0))
@@ -121,7 +130,7 @@ def sample(
     jnp.any(live & rows.logprobs),
     chosen,
     lambda logits, ids: jnp.zeros(ids.shape, jnp.float32),
-    logits_NxV,
+    raw_NxV,
     ids,
   )
   return ids.astype(jnp.int32), logprobs

@@ -1,78 +1,80 @@
 """The jitted pieces of decoding: one forward over lanes with the cache, prefill of a row, a segment of steps.
 
-The sequential decoder is this loop with one lane per row, thread 0, in which every token is visible to all
-that follow it.
+The sequential decoder is this loop with one lane per row, which runs the main thread, and without the marks.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from pasta_jax.decode import interpreter, sequential
+from pasta_jax.decode.interpreter import Step
+from pasta_jax.decode.lanes import Lanes, lane_mask, main_lanes
 from pasta_jax.decode.sampling import sample
-from pasta_jax.decode.state import NO_ID, Admission, Rows, State
-from pasta_jax.lang.visibility import visible
+from pasta_jax.decode.state import NO_ID, Admission, Rows, State, Threads
+from pasta_jax.lang.grammar import Phase
+from pasta_jax.lang.marks import ControlIds
 from pasta_jax.model import transformer
 from pasta_jax.model.attention import attend_prefix
-from pasta_jax.model.cache import NEVER, NO_THREAD, Cache, Slots, compact, dead_slots
+from pasta_jax.model.cache import NO_THREAD, Cache, compact, dead_slots
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.params import Params
 
-MAIN = 0
+# (cache, lanes BxW, first slot to write) -> logits BxWxV float32, the cache with the lanes in it
+Model = Callable[[Cache, Lanes, jax.Array], tuple[jax.Array, Cache]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+  """What a segment is compiled for.
+
+  Attributes:
+    steps: most steps in a segment.
+    widths: lanes of the compiled steps, ascending.
+    controls: ids of the marks; None: no request of this loop may have marks, and `widths` is (1,).
+    keep_logits: hand out the logits of every lane and step, for tests and analysis.
+  """
+
+  steps: int
+  widths: tuple[int, ...] = (1,)
+  controls: ControlIds | None = None
+  keep_logits: bool = False
+
+  @property
+  def width(self) -> int:
+    """The widest step."""
+    return self.widths[-1]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lanes:
-  """The inputs of one forward; BxT each, T lanes of a step or tokens of a prompt.
+class Outputs:
+  """What a segment tells the host; I steps at most.
 
   Attributes:
-    ids, position, thread, time, visible_at, horizon: int32, see model/cache.py `Slots` and the design's rule.
-    live: bool; a lane that is not live writes a dead slot, and its output means nothing.
+    ids: BxIxW int32, drawn by each lane; NO_ID where none was.
+    threads: BxIxW int32, the thread of each lane; NO_THREAD where it had none.
+    logprobs: BxIxW float32.
+    widths: I int32, lanes that each step ran with.
+    steps: scalar int32, steps that were run.
+    cursor: scalar int32.
+    left: B int32, ids left of each request's budget.
+    active: B bool.
+    logits: BxIxWxV float32, V being 0 unless they are kept.
   """
 
   ids: jax.Array
-  position: jax.Array
-  thread: jax.Array
-  time: jax.Array
-  visible_at: jax.Array
-  horizon: jax.Array
-  live: jax.Array
-
-  def slots(self) -> Slots:
-    """What these lanes leave in the cache."""
-    return Slots(
-      position=self.position,
-      thread=jnp.where(self.live, self.thread, NO_THREAD),
-      time=self.time,
-      visible_at=jnp.where(self.live, self.visible_at, NEVER),
-    )
-
-
-def main_lanes(ids: jax.Array, time: jax.Array, live: jax.Array) -> Lanes:
-  """Lanes of the main thread or the prompt: position, visible_at and horizon are their own time."""
-  return Lanes(
-    ids=ids,
-    position=time,
-    thread=jnp.full_like(ids, MAIN),
-    time=time,
-    visible_at=time,
-    horizon=time,
-    live=live,
-  )
-
-
-def lane_mask(lanes: Lanes, slots: Slots) -> jax.Array:
-  """Which slots each lane sees, by the design's one rule; BxTxS bool."""
-  return visible(
-    lanes.thread[:, :, None],
-    lanes.time[:, :, None],
-    lanes.horizon[:, :, None],
-    slots.thread[:, None, :],
-    slots.time[:, None, :],
-    slots.visible_at[:, None, :],
-  )
+  threads: jax.Array
+  logprobs: jax.Array
+  widths: jax.Array
+  steps: jax.Array
+  cursor: jax.Array
+  left: jax.Array
+  active: jax.Array
+  logits: jax.Array
 
 
 def forward_lanes(
@@ -125,27 +127,65 @@ def forward_lanes(
   return hidden, Cache(k=tuple(ks), v=tuple(vs), slots=slots)
 
 
-def _next(
-  cfg: ModelConfig, params: Params, hidden_BxD: jax.Array, rows: Rows, live: jax.Array, vocab: int
+def lane_logits(
+  cfg: ModelConfig, params: Params, lengths: Sequence[int], cache: Cache, lanes: Lanes, at: jax.Array
+) -> tuple[jax.Array, Cache]:
+  """The logits of every lane, and the cache with the lanes in it; a `Model` once `lengths` is bound."""
+  hidden, cache = forward_lanes(cfg, params, cache, lanes, at, lengths)
+  return transformer.logits(cfg, params, hidden), cache
+
+
+def _plan(loop: Loop, rows: Rows) -> tuple[Rows, Step]:
+  if loop.controls is None:
+    return sequential.plan(rows)
+  return interpreter.plan(rows, loop.controls, loop.width)
+
+
+def _draw(
+  loop: Loop, rows: Rows, step: Step, kinds: jax.Array, logits: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Draws an id per row from hidden states; ids B, log-probabilities B."""
-  logits = transformer.logits(cfg, params, hidden_BxD[:, None])[:, 0]
-  if vocab < cfg.vocab_size:  # rows of the embedding that no token has
-    logits = jnp.where(jnp.arange(cfg.vocab_size)[None] < vocab, logits, -jnp.inf)
-  thread = jnp.full_like(rows.made, MAIN)
+  """Draws an id per lane; ids and log-probabilities, BxW each.
+
+  Args:
+    step: of W lanes.
+    kinds: V int32, of every id.
+    logits: BxWxV.
+  """
+  b, w, v = logits.shape
+  if loop.controls is None:
+    may, index = sequential.allowed_kinds(rows), rows.threads.index
+  else:
+    may = interpreter.allowed_kinds(rows, step, loop.controls)
+    index = interpreter.draw_indices(rows, step)
+  allowed = (kinds[None, None, :] & may[:, :, None]) != 0
+
+  def flat(x: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(x if x.ndim > 1 else x[:, None], (b, w)).reshape(b * w)
+
   with jax.named_scope("sample"):
-    return sample(logits, rows.sampling, thread, rows.made, live)
+    ids, logprobs = sample(
+      logits.reshape(b * w, v),
+      jax.tree.map(flat, rows.sampling),
+      flat(step.lanes.thread),
+      flat(index),
+      flat(step.lanes.live),
+      allowed.reshape(b * w, v),
+    )
+  return interpreter.scripted(rows, step, ids.reshape(b, w)), logprobs.reshape(b, w)
 
 
-def _ends(rows: Rows, ids: jax.Array, made: jax.Array) -> jax.Array:
-  return jnp.any(ids[:, None] == rows.stop_ids, axis=1) | (made >= rows.limit)
+def _apply(loop: Loop, rows: Rows, step: Step, drawn: jax.Array, kinds: jax.Array) -> tuple[Rows, jax.Array]:
+  if loop.controls is None:
+    return sequential.apply(rows, step, drawn)
+  return interpreter.apply(rows, step, drawn, kinds, loop.controls)
 
 
 def prefill(
   cfg: ModelConfig,
+  loop: Loop,
   lengths: Sequence[int],
-  vocab: int,
   params: Params,
+  kinds: jax.Array,
   state: State,
   row: jax.Array,
   ids: jax.Array,
@@ -153,10 +193,11 @@ def prefill(
   count: jax.Array,
   last: jax.Array,
   admission: Admission,
-) -> tuple[State, jax.Array, jax.Array]:
+) -> tuple[State, jax.Array, jax.Array, jax.Array]:
   """Runs a piece of a prompt through one row; with the last piece, draws the first id and starts the row.
 
   Args:
+    kinds: V int32, of every id.
     row: scalar int32.
     ids: C int32, padded.
     start: scalar int32, tokens of this prompt that earlier pieces ran; 0 clears the row.
@@ -165,11 +206,11 @@ def prefill(
     admission: the request's settings.
 
   Returns:
-    The state, and the first id and its log-probability (scalars; meaningless unless `last`).
+    The state, and the first id, its log-probability and its logits (meaningless unless `last`).
   """
   c = ids.shape[0]
   offset = jnp.arange(c, dtype=jnp.int32)[None]
-  batch = state.rows.ids.shape[0]
+  batch = state.rows.left.shape[0]
   mine = jnp.arange(batch) == row
   fresh = mine & (start == 0)
   slots = jax.tree.map(
@@ -180,80 +221,127 @@ def prefill(
   lanes = main_lanes(ids[None], start + offset, offset < count)
   cache = dataclasses.replace(state.cache, slots=slots)
   hidden, cache = forward_lanes(cfg, params, cache, lanes, start, lengths, row)
-  hidden_1xD = jax.lax.dynamic_slice_in_dim(hidden[0], count - 1, 1, axis=0)
+  hidden_1x1xD = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)
+  logits_1x1xV = transformer.logits(cfg, params, hidden_1x1xD)
+
+  only = _admitted(state.rows, admission, start + count)
+  # The prompt's last token is the one lane of a step of this row alone.
+  step = Step(
+    lanes=main_lanes(ids[:1][None], (start + count - 1)[None, None], last[None, None]),
+    who=(jnp.arange(only.threads.index.shape[1]) == 0)[None, None, :] & last,
+    joins=jnp.zeros((1,), bool),
+    after=only.opened,
+    upto=only.opened,
+  )
+  drawn, logprob = _draw(loop, only, step, kinds, logits_1x1xV)
+  only, drawn = _apply(loop, only, step, drawn, kinds)
+  only = dataclasses.replace(only, active=only.active & last)
 
   def put(old: jax.Array, new: jax.Array) -> jax.Array:
-    return jnp.where(mine.reshape((-1,) + (1,) * (old.ndim - 1)), jnp.asarray(new, old.dtype)[None], old)
+    return jnp.where(mine.reshape((-1,) + (1,) * (old.ndim - 1)), new.astype(old.dtype), old)
 
-  rows = state.rows
-  settings = {f.name: getattr(admission, f.name) for f in dataclasses.fields(rows.sampling)}
-  rows = dataclasses.replace(
-    rows,
-    length=put(rows.length, start + count),
-    made=put(rows.made, jnp.int32(0)),
-    limit=put(rows.limit, admission.limit),
-    stop_ids=put(rows.stop_ids, admission.stop_ids),
-    sampling=dataclasses.replace(
-      rows.sampling, **{name: put(getattr(rows.sampling, name), new) for name, new in settings.items()}
-    ),
-  )
-  only = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0), rows)
-  drawn, logprob = _next(cfg, params, hidden_1xD, only, last[None], vocab)
-  done = _ends(only, drawn, only.made + 1)[0]
-  rows = dataclasses.replace(
-    rows,
-    ids=put(rows.ids, drawn[0]),
-    made=put(rows.made, jnp.int32(1)),
-    active=put(rows.active, last & ~done),
-  )
+  rows = jax.tree.map(put, state.rows, only)
   cursor = jnp.maximum(state.cursor, start + count)
   # With nobody else in the cache the cursor goes back to this prompt's end.
   alone = ~jnp.any(rows.active & ~mine)
   cursor = jnp.where(alone, start + count, cursor)
-  return State(cache=cache, cursor=cursor, rows=rows), drawn[0], logprob[0]
+  return State(cache=cache, cursor=cursor, rows=rows), drawn[0, 0], logprob[0, 0], logits_1x1xV[0, 0]
 
 
-def segment(
-  cfg: ModelConfig, lengths: Sequence[int], vocab: int, steps: int, params: Params, state: State
-) -> tuple[State, jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Up to `steps` steps of all rows; ends early when no row is active, or the cache is full.
+def _admitted(rows: Rows, admission: Admission, length: jax.Array) -> Rows:
+  """A row of a request whose prompt has `length` tokens in the cache; Rows of 1."""
+  one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), rows)
+  threads: Threads = one.threads
+  position = threads.position.at[:, 0].set(length)
 
-  Returns:
-    The state, the ids drawn (Bx`steps` int32, NO_ID where a row was not active), their log-probabilities
-    (float32), the number of steps run and the cursor (scalars int32).
+  def lead(x):
+    return jnp.asarray(x)[None]
+
+  return dataclasses.replace(
+    one,
+    active=jnp.ones((1,), bool),
+    phase=jnp.full((1,), Phase.MAIN, jnp.int32),
+    left=lead(admission.limit),
+    clock=length[None],
+    stop_ids=lead(admission.stop_ids),
+    sampling=jax.tree.map(lead, admission.sampling),
+    policy=jax.tree.map(lead, admission.policy),
+    script=jax.tree.map(lead, admission.script),
+    threads=dataclasses.replace(threads, position=position),
+  )
+
+
+def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[State, Outputs]:
+  """Up to `loop.steps` steps of all rows; ends early when no row is active, or the cache is full.
+
+  Args:
+    model: see Model.
+    kinds: V int32, of every id.
   """
-  batch, num_slots = state.rows.ids.shape[0], state.cache.num_slots
+  batch, num_slots, steps, width = (
+    state.rows.left.shape[0], state.cache.num_slots, loop.steps, loop.width
+  )  # fmt: skip
+  vocab = kinds.shape[0] if loop.keep_logits else 0
+
+  def run(w: int, rows: Rows, step: Step, cache: Cache, cursor: jax.Array):
+    """The step with its first w lanes; draws padded to `width`."""
+    narrow = dataclasses.replace(
+      step, lanes=jax.tree.map(lambda x: x[:, :w], step.lanes), who=step.who[:, :w]
+    )
+    logits, cache = model(cache, narrow.lanes, cursor)
+    drawn, logprobs = _draw(loop, rows, narrow, kinds, logits)
+
+    def pad(x: jax.Array) -> jax.Array:
+      return jnp.pad(x, ((0, 0), (0, width - w)) + ((0, 0),) * (x.ndim - 2))
+
+    return pad(drawn), pad(logprobs), pad(logits[:, :, :vocab]), cache
 
   def body(carry):
-    i, state, ids_out, logprobs_out = carry
-    rows = state.rows
-    live = rows.active
-    lanes = main_lanes(rows.ids[:, None], rows.length[:, None], live[:, None])
-    hidden, cache = forward_lanes(cfg, params, state.cache, lanes, state.cursor, lengths)
-    ids, logprobs = _next(cfg, params, hidden[:, 0], rows, live, vocab)
-    step = live.astype(jnp.int32)
-    made = rows.made + step
-    rows = dataclasses.replace(
-      rows,
-      ids=jnp.where(live, ids, rows.ids),
-      length=rows.length + step,
-      made=made,
-      active=live & ~_ends(rows, ids, made),
+    i, state, out = carry
+    rows, step = _plan(loop, state.rows)
+    cache = state.cache
+    if loop.controls is not None:
+      cache = dataclasses.replace(cache, slots=interpreter.join_slots(cache.slots, step))
+    used = jnp.max(jnp.sum(step.lanes.live, axis=1, dtype=jnp.int32))
+    which = jnp.sum(jnp.asarray(loop.widths[:-1], jnp.int32) < used, dtype=jnp.int32)
+    branches = [partial(run, w) for w in loop.widths]
+    args = rows, step, cache, state.cursor
+    result = jax.lax.switch(which, branches, *args) if len(branches) > 1 else branches[0](*args)
+    drawn, logprobs, logits, cache = result
+    rows, drawn = _apply(loop, rows, step, drawn, kinds)
+    now = jnp.asarray(loop.widths, jnp.int32)[which]
+
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+      return jax.lax.dynamic_update_slice_in_dim(old, new[:, None], i, axis=1)
+
+    out = dataclasses.replace(
+      out,
+      ids=write(out.ids, drawn),
+      threads=write(out.threads, jnp.where(step.lanes.live, step.lanes.thread, NO_THREAD)),
+      logprobs=write(out.logprobs, logprobs),
+      logits=write(out.logits, logits),
+      widths=jax.lax.dynamic_update_slice(out.widths, now[None], (i,)),
     )
-    ids_out = jax.lax.dynamic_update_slice(ids_out, jnp.where(live, ids, NO_ID)[:, None], (0, i))
-    logprobs_out = jax.lax.dynamic_update_slice(logprobs_out, logprobs[:, None], (0, i))
-    return i + 1, State(cache=cache, cursor=state.cursor + 1, rows=rows), ids_out, logprobs_out
+    return i + 1, State(cache=cache, cursor=state.cursor + now, rows=rows), out
 
   def more(carry):
-    i, state, _, _ = carry
-    return (i < steps) & (state.cursor < num_slots) & jnp.any(state.rows.active)
+    i, state, _ = carry
+    return (i < steps) & (state.cursor + width <= num_slots) & jnp.any(state.rows.active)
 
-  ids_out = jnp.full((batch, steps), NO_ID, jnp.int32)
-  logprobs_out = jnp.zeros((batch, steps), jnp.float32)
-  i, state, ids_out, logprobs_out = jax.lax.while_loop(
-    more, body, (jnp.int32(0), state, ids_out, logprobs_out)
+  out = Outputs(
+    ids=jnp.full((batch, steps, width), NO_ID, jnp.int32),
+    threads=jnp.full((batch, steps, width), NO_THREAD, jnp.int32),
+    logprobs=jnp.zeros((batch, steps, width), jnp.float32),
+    widths=jnp.zeros((steps,), jnp.int32),
+    steps=jnp.int32(0),
+    cursor=state.cursor,
+    left=state.rows.left,
+    active=state.rows.active,
+    logits=jnp.zeros((batch, steps, width, vocab), jnp.float32),
   )
-  return state, ids_out, logprobs_out, i, state.cursor
+  i, state, out = jax.lax.while_loop(more, body, (jnp.int32(0), state, out))
+  out = dataclasses.replace(out, steps=i, cursor=state.cursor, left=state.rows.left, active=state.rows.active)
+  return state, out
 
 
 def make_room(state: State) -> tuple[State, jax.Array]:
@@ -267,5 +355,12 @@ def make_room(state: State) -> tuple[State, jax.Array]:
 
 def stop_rows(state: State, stop: jax.Array) -> State:
   """Ends the rows marked in `stop` (B bool): the host has seen enough of them."""
-  rows = dataclasses.replace(state.rows, active=state.rows.active & ~stop)
+  rows = state.rows
+  running = rows.threads.running & ~stop[:, None]
+  rows = dataclasses.replace(
+    rows,
+    active=rows.active & ~stop,
+    phase=jnp.where(stop, Phase.ENDED, rows.phase),
+    threads=dataclasses.replace(rows.threads, running=running),
+  )
   return State(cache=state.cache, cursor=state.cursor, rows=rows)

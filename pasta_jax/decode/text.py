@@ -1,4 +1,4 @@
-"""From ids to text as they come: whole characters only, and nothing that may still become a stop string."""
+"""Text as it comes, without anything that may still become a stop string."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,19 +15,19 @@ class Decoder(Protocol):
 class StopText:
   """Text up to the first stop string; holds back what could be the beginning of one."""
 
-  def __init__(self, decoder: Decoder, stop: Sequence[str] = ()):
-    self._decoder, self._stop = decoder, tuple(stop)
+  def __init__(self, stop: Sequence[str] = ()):
+    self._stop = tuple(stop)
     self._held = ""
     self.text = ""
     self.stopped = False
 
-  def push(self, token: int) -> str:
-    """The text that one more id makes certain."""
-    return self._take(self._decoder.push(token), last=False)
+  def push(self, text: str) -> str:
+    """The text that this much more makes certain."""
+    return self._take(text, last=False)
 
   def flush(self) -> str:
-    """What was held back, at the end of the ids."""
-    return self._take(self._decoder.flush(), last=True)
+    """What was held back, at the end of the text."""
+    return self._take("", last=True)
 
   def _take(self, new: str, last: bool) -> str:
     if self.stopped:

@@ -1,0 +1,64 @@
+"""The inputs of one forward: an id per lane, with the integers that say who sees whom."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from pasta_jax.lang.visibility import visible
+from pasta_jax.model.cache import NEVER, NO_THREAD, Slots
+
+MAIN = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+  """The inputs of one forward; BxT each, T lanes of a step or tokens of a prompt.
+
+  Attributes:
+    ids, position, thread, time, visible_at, horizon: int32, see model/cache.py `Slots` and the design's rule.
+    live: bool; a lane that is not live writes a dead slot, and its output means nothing.
+  """
+
+  ids: jax.Array
+  position: jax.Array
+  thread: jax.Array
+  time: jax.Array
+  visible_at: jax.Array
+  horizon: jax.Array
+  live: jax.Array
+
+  def slots(self) -> Slots:
+    """What these lanes leave in the cache."""
+    return Slots(
+      position=self.position,
+      thread=jnp.where(self.live, self.thread, NO_THREAD),
+      time=self.time,
+      visible_at=jnp.where(self.live, self.visible_at, NEVER),
+    )
+
+
+def main_lanes(ids: jax.Array, time: jax.Array, live: jax.Array) -> Lanes:
+  """Lanes of the main thread or the prompt: position, visible_at and horizon are their own time."""
+  return Lanes(
+    ids=ids,
+    position=time,
+    thread=jnp.full_like(ids, MAIN),
+    time=time,
+    visible_at=time,
+    horizon=time,
+    live=live,
+  )
+
+
+def lane_mask(lanes: Lanes, slots: Slots) -> jax.Array:
+  """Which slots each lane sees, by the design's one rule; BxTxS bool."""
+  return visible(
+    lanes.thread[:, :, None],
+    lanes.time[:, :, None],
+    lanes.horizon[:, :, None],
+    slots.thread[:, None, :],
+    slots.time[:, None, :],
+    slots.visible_at[:, None, :],
+  )
