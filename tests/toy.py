@@ -58,19 +58,15 @@ class _ByteStream:
     return text
 
 
-def toy_model(seed: int = 1, marks: bool = False, **changes):
+TOY = ModelConfig(
+  family="llama", vocab_size=1, num_layers=2, d_model=32, d_ff=48, num_heads=4, num_kv_heads=2, head_dim=8
+)
+
+
+def toy_model(seed: int = 1, marks: bool = False, cfg: ModelConfig | None = None, **changes):
   """Config, random parameters and the byte tokenizer, as `load_model` returns them."""
   tokenizer = ByteTokenizer(marks)
-  cfg = ModelConfig(
-    family="llama",
-    vocab_size=tokenizer.vocab_size,
-    num_layers=2,
-    d_model=32,
-    d_ff=48,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-  ).replace(**changes)
+  cfg = (cfg or TOY).replace(vocab_size=tokenizer.vocab_size, **changes)
   params = init_params(cfg, jax.random.key(seed))
   # Embeddings of the usual small size give nearly the same logits everywhere; these make answers differ.
   params["embed"] = params["embed"] * 40

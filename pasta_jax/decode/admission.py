@@ -37,7 +37,7 @@ def make_admission(
   return Admission(
     limit=np.int32(UNLIMITED if scripted else limit),
     stop_ids=padded,
-    sampling=SamplingRows(  # type: ignore[arg-type]  # host scalars in the place of arrays
+    sampling=SamplingRows(
       temperature=np.float32(s.temperature),
       top_k=np.int32(s.top_k),
       top_p=np.float32(s.top_p),

@@ -115,13 +115,13 @@ class Answer:
     token, c = draw.token, self._controls
     assert token is not None
     last = self.parts[-1]
-    assert last is not None and last.thread == 0
+    assert last is not None  # main text stands between any two marks
     if self._topic is None and token in stop_ids:
       self.end = token
       self._close(last)
       return [self._event(draw, "end")]
     self.main.append(token)
-    if c is None or token not in c.all and self._topic is None:
+    if c is None or (token not in c.all and self._topic is None):
       return self._text(draw, last)
     if token == c.promise:
       self._topic = []

@@ -75,7 +75,9 @@ class _Running:
       first_token_seconds=self.first,
       logprobs=tuple(d.logprob for d in draws) if request.logprobs else None,
       request=request,
-      parallel=Parallel.of(self.answer, request, engine.tokenizer) if self.marks else None,
+      parallel=Parallel.of(self.answer, request, reason == "length", engine.tokenizer)
+      if self.marks
+      else None,
       logits=np.stack(self.logits) if self.logits else None,
     )
 
@@ -325,7 +327,7 @@ class _Serving:
         if thread != NO_THREAD
       ]  # fmt: skip
       if self.programs.shapes.loop.keep_logits:
-        running.logits += [out.logits[row, i, d.lane] for d in draws if d.token is not None]
+        running.logits += [np.asarray(out.logits[row, i, d.lane]) for d in draws if d.token is not None]
       yield from self._take(running, draws)
       if running.done:
         return

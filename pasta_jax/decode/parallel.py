@@ -21,6 +21,7 @@ class Parallel:
     threads: its ids.
     draws: what each lane drew in each step; for the trace.
     fork: of the request.
+    cut: the budget was used up, so that the answer had to end.
     tokenizer: of the model.
   """
 
@@ -28,10 +29,11 @@ class Parallel:
   threads: Threads
   draws: tuple[Draw, ...]
   fork: str
+  cut: bool
   tokenizer: Any = dataclasses.field(repr=False)
 
   @classmethod
-  def of(cls, answer: Answer, request: Request, tokenizer: Any) -> "Parallel":
+  def of(cls, answer: Answer, request: Request, cut: bool, tokenizer: Any) -> "Parallel":
     """The document of an answer that has ended.
 
     After a stop string the document ends where the text does: what comes later in reading order is left out,
@@ -50,7 +52,7 @@ class Parallel:
       if text:
         parts.append(Chunk(part.topic, part.promised, text) if part.thread else Text(text))
     threads = Threads(tuple(answer.main), tuple(tuple(c.ids) for c in answer.chunks))
-    return cls(Document.of(parts), threads, tuple(answer.draws), request.fork, tokenizer)
+    return cls(Document.of(parts), threads, tuple(answer.draws), request.fork, cut, tokenizer)
 
   @property
   def annotated(self) -> str:

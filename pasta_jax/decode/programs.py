@@ -219,9 +219,7 @@ def example_admission(shapes: Shapes) -> Admission:
   return Admission(
     limit=zero,
     stop_ids=np.zeros(MAX_STOP_IDS, np.int32),
-    sampling=SamplingRows(  # type: ignore[arg-type]  # host scalars in the place of arrays
-      temperature=real, top_k=zero, top_p=real, min_p=real, seed=zero, logprobs=off
-    ),
+    sampling=SamplingRows(temperature=real, top_k=zero, top_p=real, min_p=real, seed=zero, logprobs=off),
     policy=Policy(
       marks=off,
       ends=off,

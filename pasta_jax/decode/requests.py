@@ -102,7 +102,7 @@ class Request:
   fork: str = "eager"
   positions: str = "pred10"
   fixed: int = 64
-  limits: Limits = Limits()
+  limits: Limits = dataclasses.field(default_factory=Limits)
   script: Threads | None = None
   tag: Any = None
 

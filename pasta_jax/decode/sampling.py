@@ -6,6 +6,7 @@ a float rather than by sorting: 32 counting passes over V, exact, and many times
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,12 @@ class SamplingRows:
     logprobs: bool; whether log-probabilities are wanted.
   """
 
-  temperature: jax.Array
-  top_k: jax.Array
-  top_p: jax.Array
-  min_p: jax.Array
-  seed: jax.Array
-  logprobs: jax.Array
+  temperature: Any
+  top_k: Any
+  top_p: Any
+  min_p: Any
+  seed: Any
+  logprobs: Any
 
 
 def _ordered_bits(x: jax.Array) -> jax.Array:

@@ -1,11 +1,13 @@
 """The training sequence of a document: every thread in one row, with the integers that say who sees whom.
 
-    Two ways: - <promise> train <len:20> - <promise> plane <len:30> | <async> ... </async> <async> ... </async> | <sync/> So
-    main, thread 0 ...................................................... | chunk 1 ............ chunk 2 ............ | main ...
+    Two ways: <promise> train <len:20> <promise> plane <len:30> | <async> ... </async> <async> ... </async> |
+    main, thread 0 ............................................ | chunk 1 ............ chunk 2 ............ |
+    <sync/> So take the train
+    main ....................
 
-The prompt comes first, then the main ids; before each `<sync/>`, or at the end, the chunks that it joins. Time is
-the index in the sequence. One forward over it under `visibility.visible` gives the logits that the parallel
-decoder computes token by token.
+The prompt comes first, then the main ids; before each `<sync/>`, or at the end, the chunks that it joins.
+Time is the index in the sequence. One forward over it under `visibility.visible` gives the logits that the
+parallel decoder computes token by token.
 """
 
 import dataclasses
@@ -112,7 +114,6 @@ def training_sequence(
 
   # Blocks in sequence order: prompt, then per round the main ids up to its sync and the chunks it joins.
   ends = np.append(sync_at, len(main))
-  starts = np.concatenate([[0], sync_at])
   per_round = np.bincount(round_of, weights=sizes, minlength=len(ends)).astype(np.int64)
   before = np.concatenate([[0], np.cumsum(per_round)[:-1]])  # chunk ids that lie before a round's main ids
   which = np.searchsorted(sync_at, np.arange(len(main)), side="right")  # a sync begins the next round
@@ -150,16 +151,17 @@ def training_sequence(
   target[fed] = np.append(main, end_id)
   kind[fed] = np.append(_kinds(main, is_len, controls), Target.END)
   for k in range(count):
-    at = slice(chunk_time[k], chunk_time[k] + sizes[k])
-    ids[at] = (controls.open, *bodies[k], controls.close)
-    thread[at] = k + 1
-    position[at] = chunk_position[k] + np.arange(sizes[k])
-    target[chunk_time[k] : at.stop - 1] = (*bodies[k], controls.close)
-    kind[chunk_time[k] : at.stop - 2] = Target.TEXT
-    kind[at.stop - 2] = Target.MARK
+    first, end = int(chunk_time[k]), int(chunk_time[k] + sizes[k])
+    span = slice(first, end)
+    ids[span] = (controls.open, *bodies[k], controls.close)
+    thread[span] = k + 1
+    position[span] = chunk_position[k] + np.arange(sizes[k])
+    target[first : end - 1] = (*bodies[k], controls.close)
+    kind[first : end - 2] = Target.TEXT
+    kind[end - 2] = Target.MARK
     joined = round_of[k] < len(sync_at)
-    visible_at[at] = main_time[sync_at[round_of[k]]] if joined else NEVER
-    horizon[at] = main_time[len_at[k] if fork == "eager" else ends[round_of[k]] - 1]
+    visible_at[span] = main_time[sync_at[round_of[k]]] if joined else NEVER
+    horizon[span] = main_time[len_at[k] if fork == "eager" else ends[round_of[k]] - 1]
   return Sequence(
     ids=ids,
     thread=thread,
