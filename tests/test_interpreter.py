@@ -212,7 +212,7 @@ def test_the_programs_above_reach_the_odd_places():
   for n in range(150):
     program = Program(
       seed=n, promise=0.3, sync=float(rng.choice([0.0, 0.3])), close=0.1, end=float(rng.choice([0.0, 0.02])),
-      limit=int(rng.integers(1, 200)), limits=Limits(round_chunks=4, chunks=6, chunk_tokens=30, least_grant=12),
+      limit=int(rng.integers(1, 200)), limits=Limits(round_chunks=4, chunks=6, least_grant=12),
       fork=FORKS[n % 2], positions="max",
     )  # fmt: skip
     run = oracle(program, 2)

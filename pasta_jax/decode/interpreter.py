@@ -59,13 +59,8 @@ def plan(rows: Rows, controls: ControlIds, width: int) -> tuple[Rows, Step]:
   """
   t = rows.threads
   number = jnp.arange(t.next_id.shape[1], dtype=jnp.int32)[None, :]
-  chunk = t.running & (number > 0)
-  closing = chunk & (t.next_id == controls.close)
-  chunks = jnp.sum(chunk, axis=1, dtype=jnp.int32)
-  all_closing = jnp.all(~chunk | closing, axis=1)
-  joins = (rows.phase == Phase.WAIT) & ((chunks == 0) | (all_closing & (chunks < width)))
-  main = joins | (rows.phase == Phase.MAIN) | (rows.phase == Phase.TOPIC)
-  runs = jnp.where(number == 0, main[:, None], chunk)
+  runs, joins, closing = _runs(rows, controls, width)
+  main = runs[:, 0]
   rank = jnp.cumsum(runs, axis=1, dtype=jnp.int32) - 1
   lane = jnp.arange(width, dtype=jnp.int32)[None, :]
   who = runs[:, None, :] & (rank[:, None, :] == lane[:, :, None])
@@ -105,6 +100,24 @@ def plan(rows: Rows, controls: ControlIds, width: int) -> tuple[Rows, Step]:
     threads=dataclasses.replace(t, position=position + fed.astype(jnp.int32) + skip),
   )
   return after, Step(lanes=lanes, who=who, joins=joins, after=rows.round_start, upto=rows.opened)
+
+
+def _runs(rows: Rows, controls: ControlIds, width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Which threads have an id to feed (BxN), which main threads feed a sync (B), which chunks close (BxN)."""
+  t = rows.threads
+  number = jnp.arange(t.next_id.shape[1], dtype=jnp.int32)[None, :]
+  chunk = t.running & (number > 0)
+  closing = chunk & (t.next_id == controls.close)
+  chunks = jnp.sum(chunk, axis=1, dtype=jnp.int32)
+  all_closing = jnp.all(~chunk | closing, axis=1)
+  joins = (rows.phase == Phase.WAIT) & ((chunks == 0) | (all_closing & (chunks < width)))
+  main = joins | (rows.phase == Phase.MAIN) | (rows.phase == Phase.TOPIC)
+  return jnp.where(number == 0, main[:, None], chunk), joins, closing
+
+
+def lanes_needed(rows: Rows, controls: ControlIds, width: int) -> jax.Array:
+  """Lanes that the next step of the request with most threads would fill, had it any number; scalar int32."""
+  return jnp.max(jnp.sum(_runs(rows, controls, width)[0], axis=1, dtype=jnp.int32))
 
 
 def join_slots(slots: Slots, step: Step) -> Slots:

@@ -283,33 +283,23 @@ def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[S
   )  # fmt: skip
   vocab = kinds.shape[0] if loop.keep_logits else 0
 
-  def run(w: int, rows: Rows, step: Step, cache: Cache, cursor: jax.Array):
-    """The step with its first w lanes; draws padded to `width`."""
-    narrow = dataclasses.replace(
-      step, lanes=jax.tree.map(lambda x: x[:, :w], step.lanes), who=step.who[:, :w]
-    )
-    logits, cache = model(cache, narrow.lanes, cursor)
-    drawn, logprobs = _draw(loop, rows, narrow, kinds, logits)
-
-    def pad(x: jax.Array) -> jax.Array:
-      return jnp.pad(x, ((0, 0), (0, width - w)) + ((0, 0),) * (x.ndim - 2))
-
-    return pad(drawn), pad(logprobs), pad(logits[:, :, :vocab]), cache
-
-  def body(carry):
+  def body(w: int, carry):
+    """One step in which no request runs more than w threads; draws are padded to `width`."""
     i, state, out = carry
     rows, step = _plan(loop, state.rows)
     cache = state.cache
     if loop.controls is not None:
       cache = dataclasses.replace(cache, slots=interpreter.join_slots(cache.slots, step))
-    used = jnp.max(jnp.sum(step.lanes.live, axis=1, dtype=jnp.int32))
-    which = jnp.sum(jnp.asarray(loop.widths[:-1], jnp.int32) < used, dtype=jnp.int32)
-    branches = [partial(run, w) for w in loop.widths]
-    args = rows, step, cache, state.cursor
-    result = jax.lax.switch(which, branches, *args) if len(branches) > 1 else branches[0](*args)
-    drawn, logprobs, logits, cache = result
-    rows, drawn = _apply(loop, rows, step, drawn, kinds)
-    now = jnp.asarray(loop.widths, jnp.int32)[which]
+    narrow = dataclasses.replace(
+      step, lanes=jax.tree.map(lambda x: x[:, :w], step.lanes), who=step.who[:, :w]
+    )
+    logits, cache = model(cache, narrow.lanes, state.cursor)
+    drawn, logprobs = _draw(loop, rows, narrow, kinds, logits)
+
+    def pad(x: jax.Array) -> jax.Array:
+      return jnp.pad(x, ((0, 0), (0, width - w)) + ((0, 0),) * (x.ndim - 2))
+
+    rows, drawn = _apply(loop, rows, step, pad(drawn), kinds)
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
       return jax.lax.dynamic_update_slice_in_dim(old, new[:, None], i, axis=1)
@@ -318,15 +308,29 @@ def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[S
       out,
       ids=write(out.ids, drawn),
       threads=write(out.threads, jnp.where(step.lanes.live, step.lanes.thread, NO_THREAD)),
-      logprobs=write(out.logprobs, logprobs),
-      logits=write(out.logits, logits),
-      widths=jax.lax.dynamic_update_slice(out.widths, now[None], (i,)),
+      logprobs=write(out.logprobs, pad(logprobs)),
+      logits=write(out.logits, pad(logits[:, :, :vocab])),
+      widths=jax.lax.dynamic_update_slice(out.widths, jnp.full((1,), w, jnp.int32), (i,)),
     )
-    return i + 1, State(cache=cache, cursor=state.cursor + now, rows=rows), out
+    return i + 1, State(cache=cache, cursor=state.cursor + w, rows=rows), out
 
   def more(carry):
     i, state, _ = carry
     return (i < steps) & (state.cursor + width <= num_slots) & jnp.any(state.rows.active)
+
+  def at_width(n: int, carry):
+    """Whether there is a next step, and `widths[n]` is the smallest width that fits it."""
+    need = interpreter.lanes_needed(carry[1].rows, loop.controls, width)
+    fits = need <= loop.widths[n] if n + 1 < len(loop.widths) else True
+    least = need > loop.widths[n - 1] if n else True
+    return more(carry) & fits & least
+
+  def bodies(carry):
+    # A loop per width, rather than a choice of branches: XLA updates a loop's carry in place, but copies the
+    # whole cache in and out of a branch.
+    for n, w in enumerate(loop.widths):
+      carry = jax.lax.while_loop(partial(at_width, n), partial(body, w), carry)
+    return carry
 
   out = Outputs(
     ids=jnp.full((batch, steps, width), NO_ID, jnp.int32),
@@ -339,7 +343,9 @@ def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[S
     active=state.rows.active,
     logits=jnp.zeros((batch, steps, width, vocab), jnp.float32),
   )
-  i, state, out = jax.lax.while_loop(more, body, (jnp.int32(0), state, out))
+  once = len(loop.widths) == 1
+  carry = (jnp.int32(0), state, out)
+  i, state, out = jax.lax.while_loop(more, partial(body, width) if once else bodies, carry)
   out = dataclasses.replace(out, steps=i, cursor=state.cursor, left=state.rows.left, active=state.rows.active)
   return state, out
 
