@@ -320,6 +320,7 @@ def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[S
 
   def at_width(n: int, carry):
     """Whether there is a next step, and `widths[n]` is the smallest width that fits it."""
+    assert loop.controls is not None  # one width has no choice
     need = interpreter.lanes_needed(carry[1].rows, loop.controls, width)
     fits = need <= loop.widths[n] if n + 1 < len(loop.widths) else True
     least = need > loop.widths[n - 1] if n else True
