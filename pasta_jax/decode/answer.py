@@ -77,6 +77,7 @@ class Answer:
     self._front = 0  # the part whose text is being read out ...
     self._read = 0  # ... and how much of it was
     self._chunks: dict[int, Part] = {}
+    self._drawn = 0
     self.parts: list[Part | None] = [Part(0)]
     self.draws: list[Draw] = []
     self.main: list[int] = []
@@ -98,6 +99,7 @@ class Answer:
   def take(self, draw: Draw, stop_ids: frozenset[int]) -> tuple[str, list[LaneEvent]]:
     """Adds a draw; returns the text gained in reading order, and what happened on the lane."""
     self.draws.append(draw)
+    self._drawn += draw.token is not None
     events = self._chunk(draw) if draw.thread else self._main(draw, stop_ids)
     return self._release(), events
 
@@ -109,7 +111,9 @@ class Answer:
     return self._release() + self._stop.flush()
 
   def _event(self, draw: Draw, kind: str, topic: str = "", text: str = "") -> LaneEvent:
-    return LaneEvent(draw.step, draw.lane, draw.thread, kind, topic, text)
+    return LaneEvent(
+      draw.step, draw.lane, draw.thread, kind, topic, text, width=draw.width, drawn=self._drawn
+    )
 
   def _main(self, draw: Draw, stop_ids: frozenset[int]) -> list[LaneEvent]:
     token, c = draw.token, self._controls
@@ -118,8 +122,7 @@ class Answer:
     assert last is not None  # main text stands between any two marks
     if self._topic is None and token in stop_ids:
       self.end = token
-      self._close(last)
-      return [self._event(draw, "end")]
+      return [*self._closed(draw, last), self._event(draw, "end")]
     self.main.append(token)
     if c is None or (token not in c.all and self._topic is None):
       return self._text(draw, last)
@@ -127,10 +130,10 @@ class Answer:
       self._topic = []
       return []
     if token == c.sync:
-      self._close(last)
+      events = [*self._closed(draw, last), self._event(draw, "sync")]
       self.parts += [None, Part(0)]
       self._decoders[0] = self._tokenizer.stream()
-      return [self._event(draw, "sync")]
+      return events
     assert self._topic is not None
     if token not in c.lens:
       self._topic.append(token)
@@ -140,11 +143,12 @@ class Answer:
     number = len(self._chunks) + 1
     chunk = Part(number, topic=" ".join(topic.split()), promised=c.length(token))
     self._topic = None
-    self._close(last)
+    events = self._closed(draw, last)
     self._chunks[number] = chunk
     self.parts += [chunk, Part(0)]
     self._decoders[0], self._decoders[number] = self._tokenizer.stream(), self._tokenizer.stream()
-    return [LaneEvent(draw.step, draw.lane, number, "open", chunk.topic, "")]
+    opened = self._event(draw, "open", chunk.topic)
+    return [*events, dataclasses.replace(opened, thread=number, promised=chunk.promised)]
 
   def _chunk(self, draw: Draw) -> list[LaneEvent]:
     if draw.token is None:
@@ -152,10 +156,7 @@ class Answer:
     assert self._controls is not None
     part = self._chunks[draw.thread]
     if draw.token == self._controls.close:
-      text = self._close(part)
-      return [self._event(draw, "text", part.topic, text)] * bool(text) + [
-        self._event(draw, "close", part.topic)
-      ]
+      return [*self._closed(draw, part), self._event(draw, "close", part.topic)]
     return self._text(draw, part)
 
   def _text(self, draw: Draw, part: Part) -> list[LaneEvent]:
@@ -163,6 +164,11 @@ class Answer:
     part.ids.append(draw.token)
     text = self._decoders[part.thread].push(draw.token)
     part.text += text
+    return [self._event(draw, "text", part.topic, text)] if text else []
+
+  def _closed(self, draw: Draw, part: Part) -> list[LaneEvent]:
+    """Ends a part; what is left of a broken character is its last text."""
+    text = self._close(part)
     return [self._event(draw, "text", part.topic, text)] if text else []
 
   def _close(self, part: Part) -> str:

@@ -173,6 +173,9 @@ class LaneEvent:
       "sync" (the main thread waits), "end" (the main thread ended).
     topic: of the chunk.
     text: what was gained.
+    promised: of an "open" event, the ids that the chunk was promised to take.
+    width: lanes that the step ran with.
+    drawn: ids that the request had drawn by then, this one included.
   """
 
   step: int
@@ -181,6 +184,9 @@ class LaneEvent:
   kind: str
   topic: str = ""
   text: str = ""
+  promised: int = 0
+  width: int = 1
+  drawn: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
