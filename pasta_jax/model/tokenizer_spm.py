@@ -94,7 +94,9 @@ def spm_model(
   for i, (text, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
     # SentencePiece wants exactly one unknown piece, at the id that the trainer spec names.
     kind = UNKNOWN if i == unknown else CONTROL if kind in (UNKNOWN, UNUSED) else kind
-    proto.pieces.add(piece=text.replace(" ", _SPACE) if kind == NORMAL else text, score=score, type=kind)
+    # Converters write a run of spaces, which is a user-defined piece of Gemma's, as spaces.
+    spelt = text.replace(" ", _SPACE) if kind in (NORMAL, USER_DEFINED) else text
+    proto.pieces.add(piece=spelt, score=score, type=kind)
   spec = proto.trainer_spec
   spec.model_type = 2  # BPE
   spec.vocab_size = len(proto.pieces)
