@@ -4,15 +4,17 @@ Trailing capitals are the axes of docs/shapes.md; `_BxTxD` is written for any le
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pasta_jax.model.adapted import Adapted
 from pasta_jax.model.config import ModelConfig, RopeScaling
 
 
-def linear(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
+def linear(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
   """Applies a matrix stored [out..., in...] to the last `inputs` axes of x.
 
   The product is always one of two rank-2 operands: XLA's CPU backend has a fast matrix-vector kernel for
@@ -20,10 +22,12 @@ def linear(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
 
   Args:
     x: BxTx(in...).
-    w: (out...)x(in...), with `inputs` input axes.
+    w: (out...)x(in...), with `inputs` input axes; or such a matrix `Adapted`.
   Returns:
     BxTx(out...), in the dtype of x.
   """
+  if isinstance(w, Adapted):
+    return linear(x, w.w, inputs) + linear(linear(x, w.a, inputs), w.b)
   lead, in_shape = x.shape[: x.ndim - inputs], w.shape[w.ndim - inputs :]
   out_shape = w.shape[: w.ndim - inputs]
   n = math.prod(in_shape)
@@ -83,7 +87,7 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def feed_forward(cfg: ModelConfig, p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def feed_forward(cfg: ModelConfig, p: dict[str, Any], x: jax.Array) -> jax.Array:
   """down(act(gate(x)) * up(x)), BxTxD -> BxTxD."""
   gate = linear(x, p["gate"])
   act = jax.nn.silu(gate) if cfg.activation == "silu" else jax.nn.gelu(gate, approximate=True)

@@ -4,12 +4,14 @@
 cache and attends over it. Everything else is shared, so that they cannot drift apart.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from pasta_jax.model.adapted import take_rows, whole_table
 from pasta_jax.model.attention import attend
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.layers import (
@@ -29,17 +31,17 @@ Attention = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
 def embed(cfg: ModelConfig, params: Params, ids: jax.Array) -> jax.Array:
   """Token embeddings, BxT int32 -> BxTxD. Ids must lie in [0, V)."""
-  x = params["embed"].at[ids].get(mode="promise_in_bounds")
+  x = take_rows(params["embed"], ids)
   return x * jnp.asarray(math.sqrt(cfg.d_model), x.dtype) if cfg.scale_embeddings else x
 
 
 def _layer(
   cfg: ModelConfig,
   layer: int,
+  attention: Attention,
   p: dict[str, jax.Array],
   x: jax.Array,
   rope: tuple[jax.Array, jax.Array],
-  attention: Attention,
 ) -> jax.Array:
   def norm(name: str, y: jax.Array) -> jax.Array:
     return rms_norm(y, p[name], cfg.norm_eps, cfg.norm_offset)
@@ -63,13 +65,19 @@ def _layer(
 
 
 def hidden_states(
-  cfg: ModelConfig, params: Params, ids: jax.Array, positions: jax.Array, attention: Attention
+  cfg: ModelConfig,
+  params: Params,
+  ids: jax.Array,
+  positions: jax.Array,
+  attention: Attention,
+  wrap: Callable[[Callable], Callable] = lambda layer: layer,
 ) -> jax.Array:
   """The stack of layers, unrolled, and the final norm.
 
   Args:
     ids, positions: BxT int32.
     attention: see the module docstring; called once per layer, in order.
+    wrap: applied to each layer as a function of (its parameters, x, rope): training's rematerialisation.
   Returns:
     BxTxD, what `logits` takes.
   """
@@ -81,14 +89,15 @@ def hidden_states(
     if kind not in ropes:
       ropes[kind] = rope_angles(positions, rope_frequencies(cfg.head_dim, *kind))
     with jax.named_scope(f"layer_{layer}"):
-      x = _layer(cfg, layer, layer_params(params, layer), x, ropes[kind], attention)
+      run = wrap(functools.partial(_layer, cfg, layer, attention))
+      x = run(layer_params(params, layer), x, ropes[kind])
   return rms_norm(x, params["final_norm"], cfg.norm_eps, cfg.norm_offset)
 
 
 def logits(cfg: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
   """Output logits, BxTxD -> BxTxV float32."""
   with jax.named_scope("logits"):
-    table = params["embed"] if cfg.tied_embeddings else params["head"]
+    table = whole_table(params["embed"] if cfg.tied_embeddings else params["head"])
     return soft_cap(linear(hidden, table).astype(jnp.float32), cfg.final_softcap)
 
 
