@@ -1,0 +1,89 @@
+"""Cuts of an answer: which spans become chunks and where syncs go; whatever is cut, the text stays the answer."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from pasta_jax.lang.document import Chunk, Document, Part, Sync, Text
+from pasta_jax.lang.grammar import Limits
+from pasta_jax.train.annotate.lengths import promised_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkCut:
+  """A span that becomes a chunk.
+
+  Attributes:
+    start, end: its characters.
+    topic: what its promise says.
+    before: where a sync would go, were one needed before it: the beginning of its list item or heading.
+  """
+
+  start: int
+  end: int
+  topic: str
+  before: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SyncCut:
+  """A sync before the character `start`."""
+
+  start: int
+
+
+Cut = ChunkCut | SyncCut
+
+
+def document_of(answer: str, cuts: Sequence[Cut], limits: Limits, joins: bool) -> Document:
+  """The document of an answer.
+
+  A round of one chunk gains nothing, so it stays text. Where a round is full, a sync begins another if `joins`,
+  else the rest stays text; so does what comes after the last chunk that an answer may have.
+
+  Args:
+    cuts: in order, without overlaps.
+  """
+  parts: list[Part] = []
+  at = 0
+  for cut in _useful(_limited(cuts, limits, joins)):
+    parts.append(Text(answer[at : cut.start]))
+    at = cut.start
+    if isinstance(cut, SyncCut):
+      parts.append(Sync())
+      continue
+    body = answer[cut.start : cut.end]
+    parts.append(Chunk(cut.topic, promised_tokens(body), body))
+    at = cut.end
+  parts.append(Text(answer[at:]))
+  return Document.of(parts)
+
+
+def _limited(cuts: Sequence[Cut], limits: Limits, joins: bool) -> list[Cut]:
+  out: list[Cut] = []
+  chunks = opened = 0
+  for cut in cuts:
+    if isinstance(cut, SyncCut):
+      opened = 0
+    elif chunks == limits.chunks or (opened == limits.round_chunks and not joins):
+      continue
+    else:
+      if opened == limits.round_chunks:
+        out.append(SyncCut(cut.before))
+        opened = 0
+      chunks += 1
+      opened += 1
+    out.append(cut)
+  return out
+
+
+def _useful(cuts: Sequence[Cut]) -> list[Cut]:
+  out: list[Cut] = []
+  opened: list[ChunkCut] = []
+  for cut in [*cuts, None]:
+    if isinstance(cut, ChunkCut):
+      opened.append(cut)
+      continue
+    if len(opened) > 1:
+      out += [*opened, cut] if cut else opened
+    opened = []
+  return out

@@ -1,0 +1,22 @@
+"""What an annotated document must render to: the answer in normal form."""
+
+
+def normalise(answer: str) -> str:
+  r"""The answer that a document must render to, byte for byte.
+
+  `\r\n` and lone `\r` become `\n`; blank lines at the beginning and white space at the end go. Nothing else
+  changes: inner white space, Unicode forms and letters that look like marks stay as they are.
+
+  Raises:
+    ValueError: the answer is empty, or has an unpaired surrogate, which no UTF-8 file can hold.
+  """
+  text = answer.replace("\r\n", "\n").replace("\r", "\n").rstrip()
+  lead = len(text) - len(text.lstrip())
+  text = text[text.rfind("\n", 0, lead) + 1 :]
+  if not text:
+    raise ValueError("the answer is empty")
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    raise ValueError(f"the answer has an unpaired surrogate at character {e.start}") from None
+  return text
