@@ -110,10 +110,11 @@ class Answer:
         self._close(part)
     return self._release() + self._stop.flush()
 
-  def _event(self, draw: Draw, kind: str, topic: str = "", text: str = "") -> LaneEvent:
+  def _event(self, draw: Draw, kind: str, part: Part, text: str = "") -> LaneEvent:
     return LaneEvent(
-      draw.step, draw.lane, draw.thread, kind, topic, text, width=draw.width, drawn=self._drawn
-    )
+      draw.step, draw.lane, draw.thread, kind, part.topic, text, len(part.ids),
+      width=draw.width, drawn=self._drawn,
+    )  # fmt: skip
 
   def _main(self, draw: Draw, stop_ids: frozenset[int]) -> list[LaneEvent]:
     token, c = draw.token, self._controls
@@ -122,7 +123,7 @@ class Answer:
     assert last is not None  # main text stands between any two marks
     if self._topic is None and token in stop_ids:
       self.end = token
-      return [*self._closed(draw, last), self._event(draw, "end")]
+      return [*self._closed(draw, last), self._event(draw, "end", last)]
     self.main.append(token)
     if c is None or (token not in c.all and self._topic is None):
       return self._text(draw, last)
@@ -130,7 +131,7 @@ class Answer:
       self._topic = []
       return []
     if token == c.sync:
-      events = [*self._closed(draw, last), self._event(draw, "sync")]
+      events = [*self._closed(draw, last), self._event(draw, "sync", last)]
       self.parts += [None, Part(0)]
       self._decoders[0] = self._tokenizer.stream()
       return events
@@ -147,7 +148,7 @@ class Answer:
     self._chunks[number] = chunk
     self.parts += [chunk, Part(0)]
     self._decoders[0], self._decoders[number] = self._tokenizer.stream(), self._tokenizer.stream()
-    opened = self._event(draw, "open", chunk.topic)
+    opened = self._event(draw, "open", chunk)
     return [*events, dataclasses.replace(opened, thread=number, promised=chunk.promised)]
 
   def _chunk(self, draw: Draw) -> list[LaneEvent]:
@@ -156,7 +157,7 @@ class Answer:
     assert self._controls is not None
     part = self._chunks[draw.thread]
     if draw.token == self._controls.close:
-      return [*self._closed(draw, part), self._event(draw, "close", part.topic)]
+      return [*self._closed(draw, part), self._event(draw, "close", part)]
     return self._text(draw, part)
 
   def _text(self, draw: Draw, part: Part) -> list[LaneEvent]:
@@ -164,12 +165,12 @@ class Answer:
     part.ids.append(draw.token)
     text = self._decoders[part.thread].push(draw.token)
     part.text += text
-    return [self._event(draw, "text", part.topic, text)] if text else []
+    return [self._event(draw, "text", part, text)] if text else []
 
   def _closed(self, draw: Draw, part: Part) -> list[LaneEvent]:
     """Ends a part; what is left of a broken character is its last text."""
     text = self._close(part)
-    return [self._event(draw, "text", part.topic, text)] if text else []
+    return [self._event(draw, "text", part, text)] if text else []
 
   def _close(self, part: Part) -> str:
     text = self._decoders[part.thread].flush()

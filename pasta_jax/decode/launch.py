@@ -1,61 +1,27 @@
-"""Launching a decode: options, loading, one prompt to the terminal or a file of prompts to a file."""
+"""Launching a decode: loading, one prompt to the terminal or a file of prompts to a file."""
 
 import dataclasses
 import sys
 import time
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from pasta_jax.decode.engine import Engine
 from pasta_jax.decode.journal import open_journal
-from pasta_jax.decode.requests import Request, Result, Sampling
+from pasta_jax.decode.options import Options, resolve_dtype
+from pasta_jax.decode.progress import Progress
+from pasta_jax.decode.requests import Request, RequestError, Result
 from pasta_jax.decode.rows import InputRow, answer_rows, check_input, file_digest
+from pasta_jax.decode.script import read_script, script_of
+from pasta_jax.decode.show import show
+from pasta_jax.model.marks import with_marks
 from pasta_jax.model.sharding import make_mesh
 from pasta_jax.model.weights import load_model
 
-DTYPES = ("auto", "float32", "bfloat16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """What the flags of `decode.main` say; see their help."""
-
-  model: str
-  prompt: str = ""
-  system: str = ""
-  prompts_file: str = ""
-  output_file: str = ""
-  resume: bool = False
-  batch_size: int = 1
-  max_new_tokens: int = 256
-  max_len: int = 2048
-  sampling: Sampling = dataclasses.field(default_factory=Sampling)
-  stop: tuple[str, ...] = ()
-  chat: bool = True
-  stream: bool = True
-  logprobs: bool = False
-  dtype: str = "auto"
-  mesh: str = ""
-  segment: int = 16
-
-  def __post_init__(self):
-    if bool(self.prompt) == bool(self.prompts_file):
-      raise ValueError("give one of --prompt and --prompts_file")
-    if self.prompts_file and not self.output_file:
-      raise ValueError("--prompts_file needs --output_file")
-    if self.output_file and not self.prompts_file:
-      raise ValueError("--output_file needs --prompts_file")
-    if self.dtype not in DTYPES:
-      raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-
-
-def resolve_dtype(name: str) -> Any:
-  """bfloat16 on accelerators and float32 on CPU, where XLA's bfloat16 is slower, unless named."""
-  if name == "auto":
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-  return jnp.dtype(name)
+# What the rows of an output depend on.
+_SETTINGS = (
+  "model", "system", "max_new_tokens", "stop", "chat", "logprobs", "mode", "lanes", "fork", "positions",
+  "fixed", "script",
+)  # fmt: skip
 
 
 def make_engine(options: Options) -> Engine:
@@ -64,7 +30,13 @@ def make_engine(options: Options) -> Engine:
   if model.tokenizer is None:
     raise ValueError(f"--model {options.model} has no tokenizer, so it cannot answer a prompt")
   return Engine(
-    model, batch_size=options.batch_size, max_len=options.max_len, segment=options.segment, mesh=mesh
+    with_marks(model) if options.pasta else model,
+    batch_size=options.batch_size,
+    max_len=options.max_len,
+    segment=options.segment,
+    mesh=mesh,
+    lanes=options.lanes if options.pasta else 1,
+    chunks=options.limits.chunks,
   )
 
 
@@ -89,28 +61,46 @@ def _request(options: Options, prompt: Any, row: int) -> Request:
       prompt = [system, *prompt]
   # Rows draw different numbers, the same ones however the file is batched.
   sampling = dataclasses.replace(options.sampling, seed=(options.sampling.seed + row) % 2**31)
-  return Request(
+  request = Request(
     prompt,
     max_new_tokens=options.max_new_tokens,
     sampling=sampling,
     stop=options.stop,
     chat=options.chat,
     logprobs=options.logprobs,
+    fork=options.fork,
+    fixed=options.fixed,
+    limits=options.limits,
+  )
+  # "oracle" waits for the script.
+  return request if options.script else dataclasses.replace(request, positions=options.positions)
+
+
+def _scripted(options: Options, request: Request, document: str, engine: Engine) -> Request:
+  """`request` with a document's ids, however many these are."""
+  return dataclasses.replace(
+    request,
+    script=script_of(document, engine.tokenizer, options.pasta),
+    positions=options.positions,
+    max_new_tokens=engine.max_len,
   )
 
 
 def answer_prompt(options: Options) -> Result:
-  """Prints the answer to `options.prompt`, as it comes if `stream`; then speed figures on stderr."""
+  """Prints the answer to `options.prompt` as `options.stream` says; then speed figures on stderr."""
   request = _request(options, options.prompt, 0)
+  document = read_script(options.script) if options.script else None
+  watch = show(options.stream)
   engine = make_engine(options)
-  result: Result | None = None
-  for event in engine.stream(request):
-    if options.stream:
-      print(event.text, end="", flush=True)
-    result = event.result
-  assert result is not None
-  print("" if options.stream else result.text, flush=True)
+  if document is not None:
+    request = _scripted(options, request, document, engine)
+  result = watch(engine.stream(request))
   print(speed_line(result), file=sys.stderr)
+  if options.trace:
+    from pasta_jax.decode.trace import trace_of
+    from pasta_jax.decode.trace_file import write_trace
+
+    write_trace(options.trace, trace_of(result, engine, prompt=options.prompt, model=options.model))
   return result
 
 
@@ -119,19 +109,25 @@ def speed_line(result: Result) -> str:
   later = result.tokens - 1
   after = result.seconds - result.first_token_seconds
   rate = f", then {1e3 * after / later:.1f} ms per token ({later / after:.1f} tokens/s)" if later else ""
+  split = ""
+  if result.parallel is not None:
+    s = result.parallel.stats
+    split = (
+      f"; {s.chunks + 1} threads, {s.plain_tokens} plain tokens / critical path {s.critical_path}"
+      f" = theoretical speedup {s.theoretical_speedup:.2f}"
+    )
   return (
     f"[{result.prompt_tokens} prompt tokens, {result.tokens} new tokens in {result.seconds:.2f} s: "
-    f"first after {result.first_token_seconds:.2f} s{rate}; ended by {result.finish_reason}]"
+    f"first after {result.first_token_seconds:.2f} s{rate}{split}; ended by {result.finish_reason}]"
   )
 
 
 def answer_file(options: Options) -> None:
   """Answers `options.prompts_file` row by row into `options.output_file`."""
   rows = check_input(options.prompts_file)
-  depends_on = ("model", "system", "max_new_tokens", "stop", "chat", "logprobs")
-  run_settings: dict[str, Any] = {name: getattr(options, name) for name in depends_on}
+  run_settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
   run_settings["stop"] = list(options.stop)
-  run_settings |= dataclasses.asdict(options.sampling)
+  run_settings |= dataclasses.asdict(options.sampling) | dataclasses.asdict(options.limits)
   run_settings["prompts_file"] = file_digest(options.prompts_file)
   journal = open_journal(options.output_file, run_settings, options.resume)
   try:
@@ -139,7 +135,7 @@ def answer_file(options: Options) -> None:
     started = time.perf_counter()
     tokens = 0
     engine = make_engine(options) if left else None
-    with _progress(len(rows), len(journal.rows)) as bar:
+    with Progress(len(rows), len(journal.rows)) as bar:
 
       def advance(n: int) -> None:
         nonlocal tokens
@@ -148,7 +144,14 @@ def answer_file(options: Options) -> None:
 
       def make(row: InputRow) -> Request:
         prompt = row.values.get("messages") or row.values["prompt"]
-        return _request(options, prompt, row.line - 1)
+        request = _request(options, prompt, row.line - 1)
+        if not options.script:
+          return request
+        document = row.values.get(options.script)
+        if not isinstance(document, str):
+          raise RequestError(f'no document in "{options.script}", the key that --script names')
+        assert engine is not None
+        return _scripted(options, request, document, engine)
 
       errors = answer_rows(engine, rows, journal, make, advance) if engine else 0
   except KeyboardInterrupt as e:
@@ -165,37 +168,3 @@ def answer_file(options: Options) -> None:
     f"({tokens / seconds:.1f} tokens/s) -> {options.output_file}]",
     file=sys.stderr,
   )
-
-
-class _progress:
-  """A progress bar on stderr where `rich` is installed and stderr is a terminal; otherwise silent."""
-
-  def __init__(self, total: int, done: int):
-    self._bar: Any = None
-    if sys.stderr.isatty():
-      try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-      except ImportError:
-        return
-      self._bar = Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} tokens/s"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-      )
-      self._task = self._bar.add_task("rows", total=total, completed=done, rate=0.0)
-
-  def __enter__(self):
-    if self._bar is not None:
-      self._bar.start()
-    return self._step
-
-  def _step(self, rate: float) -> None:
-    if self._bar is not None:
-      self._bar.update(self._task, advance=1, rate=rate)
-
-  def __exit__(self, *_: Any) -> None:
-    if self._bar is not None:
-      self._bar.stop()

@@ -24,7 +24,8 @@ def _is_number(x: Any) -> bool:
   return isinstance(x, int | float) and not isinstance(x, bool)
 
 
-def _nearest(field: str, value: Any, known: Sequence[str]) -> str:
+def nearest(field: str, value: Any, known: Sequence[str]) -> str:
+  """What is wrong with a value that is none of `known`, in one line."""
   near = difflib.get_close_matches(str(value), known, n=1)
   hint = f"; did you mean {near[0]!r}?" if near else ""
   return f"{field} must be one of {', '.join(known)}, got {value!r}{hint}"
@@ -108,9 +109,9 @@ class Request:
 
   def __post_init__(self):
     if self.fork not in FORKS:
-      raise RequestError(_nearest("fork", self.fork, FORKS))
+      raise RequestError(nearest("fork", self.fork, FORKS))
     if self.positions not in POSITIONS:
-      raise RequestError(_nearest("positions", self.positions, POSITIONS))
+      raise RequestError(nearest("positions", self.positions, POSITIONS))
     if self.positions == "oracle" and self.script is None:
       raise RequestError('positions="oracle" needs a script: lengths are not known before they are decoded')
     if not _is_int(self.fixed) or not 0 <= self.fixed < 2**16:
@@ -173,6 +174,7 @@ class LaneEvent:
       "sync" (the main thread waits), "end" (the main thread ended).
     topic: of the chunk.
     text: what was gained.
+    ids: of the text that stands between two marks, or of the chunk's body, so far.
     promised: of an "open" event, the ids that the chunk was promised to take.
     width: lanes that the step ran with.
     drawn: ids that the request had drawn by then, this one included.
@@ -184,6 +186,7 @@ class LaneEvent:
   kind: str
   topic: str = ""
   text: str = ""
+  ids: int = 0
   promised: int = 0
   width: int = 1
   drawn: int = 0

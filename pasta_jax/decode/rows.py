@@ -78,7 +78,7 @@ def file_digest(path: str) -> str:
 
 
 def output_row(values: dict[str, Any], result: Result) -> dict[str, Any]:
-  """An input row's keys with the answer's."""
+  """An input row's keys with the answer's; of one that may have marks, also its document and figures."""
   row = dict(values)
   row.update(
     text=result.text,
@@ -86,6 +86,8 @@ def output_row(values: dict[str, Any], result: Result) -> dict[str, Any]:
     tokens=result.tokens,
     seconds=round(result.seconds, 4),
   )
+  if result.parallel is not None:
+    row.update(result.parallel.row())
   if result.logprobs is not None:
     row["logprobs"] = [round(x, 5) for x in result.logprobs]
   return row

@@ -1,0 +1,121 @@
+"""What a launch is asked for: the flags of `decode.main` as one checked dataclass."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pasta_jax.decode.requests import Request, Sampling, nearest
+from pasta_jax.decode.trace_file import check_trace_path
+from pasta_jax.lang.grammar import Limits
+from pasta_jax.lang.threads import Threads
+
+DTYPES = ("auto", "float32", "bfloat16")
+MODES = ("sequential", "pasta")
+STREAMS = ("text", "lanes", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What the flags of `decode.main` say; see their help.
+
+  Raises:
+    ValueError: flags that do not go together or are misspelt, with one line for the user.
+  """
+
+  model: str
+  prompt: str = ""
+  system: str = ""
+  prompts_file: str = ""
+  output_file: str = ""
+  resume: bool = False
+  batch_size: int = 1
+  max_new_tokens: int = 256
+  max_len: int = 2048
+  sampling: Sampling = dataclasses.field(default_factory=Sampling)
+  stop: tuple[str, ...] = ()
+  chat: bool = True
+  stream: str = "text"
+  logprobs: bool = False
+  dtype: str = "auto"
+  mesh: str = ""
+  segment: int = 16
+  mode: str = "sequential"
+  lanes: int = 8
+  fork: str = "eager"
+  positions: str = "pred10"
+  fixed: int = 64
+  limits: Limits = dataclasses.field(default_factory=Limits)
+  script: str = ""
+  trace: str = ""
+
+  def __post_init__(self):
+    for name, known in (("dtype", DTYPES), ("mode", MODES), ("stream", STREAMS)):
+      if getattr(self, name) not in known:
+        raise ValueError(f"--{nearest(name, getattr(self, name), known)}")
+    if bool(self.prompt) == bool(self.prompts_file):
+      raise ValueError("give one of --prompt and --prompts_file")
+    if self.prompts_file and not self.output_file:
+      raise ValueError("--prompts_file needs --output_file")
+    if self.output_file and not self.prompts_file:
+      raise ValueError("--output_file needs --prompts_file")
+    if self.prompts_file and self.trace:
+      raise ValueError("--trace shows one answer; give --prompt instead of --prompts_file")
+    if self.prompts_file and self.stream == "lanes":
+      raise ValueError("--stream=lanes shows one answer; give --prompt instead of --prompts_file")
+    if self.trace:
+      check_trace_path(self.trace)
+    self._check_mode()
+    # A setting that no request can have is told before a model is loaded.
+    Request(
+      "x", self.max_new_tokens, self.sampling, self.stop, fork=self.fork, positions=self.positions,
+      fixed=self.fixed, script=Threads(()) if self.script else None,
+    )  # fmt: skip
+
+  def _check_mode(self) -> None:
+    if self.pasta:
+      if self.lanes < 2:
+        raise ValueError("--mode=pasta needs at least 2 --lanes; --mode=sequential has one")
+      return
+    for field in dataclasses.fields(self):
+      default = field.default_factory() if callable(field.default_factory) else field.default
+      if field.name in _PASTA_ONLY and getattr(self, field.name) != default:
+        raise ValueError(f"--{_PASTA_ONLY[field.name]} means something with --mode=pasta only")
+
+  @property
+  def pasta(self) -> bool:
+    """Whether answers may have marks."""
+    return self.mode == "pasta"
+
+
+# Fields that the sequential mode makes no use of, and the flags that set them.
+_PASTA_ONLY = {
+  "lanes": "lanes",
+  "fork": "fork",
+  "positions": "positions",
+  "fixed": "fixed",
+  "limits": "chunks, --round_chunks, --chunk_tokens or --topic_pieces",
+}
+
+
+def options_of(flags: Mapping[str, Any]) -> Options:
+  """The options that flags set; a flag has the name of a field of Options, Sampling or Limits."""
+
+  def those_of(cls: type) -> dict[str, Any]:
+    return {f.name: flags[f.name] for f in dataclasses.fields(cls) if f.name in flags}
+
+  chosen = those_of(Options) | {
+    "stop": tuple(flags["stop"]),
+    "sampling": Sampling(**those_of(Sampling)),
+    "limits": Limits(**those_of(Limits)),
+  }
+  return Options(**chosen)
+
+
+def resolve_dtype(name: str) -> Any:
+  """bfloat16 on accelerators and float32 on CPU, where XLA's bfloat16 is slower, unless named."""
+  if name == "auto":
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+  return jnp.dtype(name)
