@@ -24,9 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from pasta_jax.lang.document import TOPIC_WORDS
 from pasta_jax.lang.marks import ControlIds
-
-TOPIC_WORDS = 3
 
 
 class Kind(enum.IntFlag):

@@ -15,6 +15,11 @@ LENGTHS = tuple(range(LENGTH_STEP, 320 + LENGTH_STEP, LENGTH_STEP))  # tokens; 1
 MARKS: tuple[str, ...] = (PROMISE, ASYNC, END_ASYNC, SYNC, *(f"<len:{n}>" for n in LENGTHS))
 
 
+def rounded(tokens: int) -> int:
+  """The length that promises `tokens` tokens: rounded up to tens, within 10 to 320."""
+  return LENGTHS[min(max(-(-tokens // LENGTH_STEP), 1), len(LENGTHS)) - 1]
+
+
 @dataclasses.dataclass(frozen=True)
 class ControlIds:
   """The token ids that stand for the marks in one model's vocabulary.
@@ -54,8 +59,7 @@ class ControlIds:
 
   def length_id(self, tokens: int) -> int:
     """The length id for a chunk of `tokens` tokens: rounded up to tens, within 10 to 320."""
-    tens = min(max(-(-tokens // LENGTH_STEP), 1), len(LENGTHS))
-    return self.lens[tens - 1]
+    return self.lens[LENGTHS.index(rounded(tokens))]
 
   def length(self, length_id: int) -> int:
     """The tokens that a length id promises."""
