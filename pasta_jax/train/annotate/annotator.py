@@ -1,4 +1,4 @@
-"""The one interface of annotators: a prompt and its answer in, a document or a rejection with a reason out."""
+"""The interface of annotators: a prompt and its answer in, a document or a rejection with a reason out."""
 
 import dataclasses
 from typing import Protocol

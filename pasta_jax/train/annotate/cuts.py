@@ -1,4 +1,4 @@
-"""Cuts of an answer: which spans become chunks and where syncs go; whatever is cut, the text stays the answer."""
+"""Cuts of an answer: which spans become chunks and where syncs go. Whatever is cut, the text stays."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ Cut = ChunkCut | SyncCut
 def document_of(answer: str, cuts: Sequence[Cut], limits: Limits, joins: bool) -> Document:
   """The document of an answer.
 
-  A round of one chunk gains nothing, so it stays text. Where a round is full, a sync begins another if `joins`,
-  else the rest stays text; so does what comes after the last chunk that an answer may have.
+  A round of one chunk gains nothing, so it stays text. Where a round is full, a sync begins another if
+  `joins`, else the rest stays text; so does what comes after the last chunk that an answer may have.
 
   Args:
     cuts: in order, without overlaps.

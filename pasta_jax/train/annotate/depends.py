@@ -1,8 +1,8 @@
-"""What depends on what: words by which a text shows that it was written with an earlier part in view.
+"""What depends on what: signs that a text was written with an earlier part in view.
 
-A chunk does not see the other chunks of its round, and the main thread sees them from a sync on only. The rules
-here find texts that would need to. They err on the side of dependence: a text that is kept costs speed, a text
-that is split wrongly costs sense.
+A chunk does not see the other chunks of its round, and the main thread sees them from a sync on only. The
+rules here find texts that would need to. They err on the side of dependence: a text that is kept costs speed,
+a text that is split wrongly costs sense.
 """
 
 import re
@@ -10,105 +10,150 @@ from collections.abc import Iterable, Sequence
 
 from pasta_jax.train.annotate.topics import STOP_WORDS
 
+
+def _any(*phrases: str) -> str:
+  """One of some phrases, in which a space stands for white space."""
+  return "(?:" + "|".join(phrases).replace(" ", r"\s+") + r")(?!\w)"
+
+
+def _pattern(text: str) -> re.Pattern:
+  return re.compile(text, re.IGNORECASE)
+
+
+# Whatever may stand before the first word.
+_LEAD = r"[\W_]*"
+
 # A beginning that continues what was just said.
-_CONNECTIVE = re.compile(
-  r"""(?:however|therefore|thus|hence|consequently|accordingly|as\ a\ result|similarly|likewise|moreover|furthermore
-  |in\ addition|additionally|besides|on\ the\ other\ hand|in\ contrast|by\ contrast|conversely|but|yet|still|otherwise
-  |instead|meanwhile|nevertheless|nonetheless|even\ so|in\ other\ words|that\ said|that\ being\ said|then|next
-  |after\ (?:that|this|which)|afterwards?|once\ (?:this|that|these|those|it|they|you\ have|you've|the)|finally|lastly
-  |following\ this|from\ there|at\ this\ point|now\ that|with\ (?:this|that|these|those)|to\ (?:this|these)\ end
-  |repeat|continue|so|and|or|also|because\ of\ (?:this|that|these)|given\ (?:this|that|these)|if\ so
-  |substitut(?:e|ing)|combin(?:e|ing)\ (?:these|the\ (?:two|results|equations)))\b""",
-  re.IGNORECASE | re.VERBOSE,
+_CONNECTIVE = _pattern(
+  _LEAD
+  + _any(
+    "however|therefore|thus|hence|consequently|accordingly|similarly|likewise|moreover|furthermore",
+    "additionally",
+    "as a result|in addition|besides|on the other hand|in contrast|by contrast|conversely|otherwise|instead",
+    "but|and|or|so|also|yet,|still,|meanwhile|nevertheless|nonetheless|even so|in other words",
+    "that said|that being said|then|next|after (?:that|this|which)|afterwards?|finally|lastly|repeat",
+    "continue",
+    "once (?:this|that|these|those|it|they|you have|you've|the)|following this|from there|at this point",
+    "now that",
+    "with (?:this|that|these|those)|to (?:this|these) end|(?:because of|given) (?:this|that|these)|if so",
+    "substituting|combining (?:these|the (?:two|results|equations))",
+    "(?:both|all|each|any|none|either|neither) of (?:these|those|them|the above)",
+  )
 )
 # A beginning whose subject is in an earlier paragraph.
-_PRONOUN = re.compile(
-  r"""(?:this|that|these|those|it|its|it's|they|their|them|he|his|she|her|such|another|the\ (?:former|latter|same|other)
-  |others|both|each\ of|all\ of|for\ (?:example|instance)|e\.g\.|such\ as|here)\b""",
-  re.IGNORECASE | re.VERBOSE,
+_PRONOUN = _pattern(
+  _LEAD
+  + _any(
+    "this|that|these|those|it|its|it's|they|their|them|he|his|she|her|such|another|others|both|each of",
+    "all of",
+    r"the (?:former|latter|same|other)|for (?:example|instance)|e\.g\.|here",
+  )
 )
 # Anywhere: points at an earlier part.
-_POINTER = re.compile(
-  r"""\b(?:as\ (?:mentioned|noted|described|shown|explained|discussed|stated|seen|outlined|listed|said)
-      \ (?:above|before|earlier|previously|in)
-  |(?:mentioned|listed|described|shown|discussed|given|outlined|stated|calculated|found)\ (?:above|earlier|previously|before)
-  |aforementioned|the\ above|above-mentioned|the\ (?:previous|preceding|prior|former|latter)
-  |(?:from|in|of|see|repeat|to|with|after|before|under|per)\ (?:steps?|items?|points?|sections?|parts?|numbers?|options?)
-      \ (?:\#\ ?)?(?:\d+|one|two|three|four|five|six)
-  |steps?\ \d+|(?:both|all|each|any|none|either|neither)\ of\ (?:these|those|them|the\ above)
-  |the\ (?:first|second|third)\ (?:one|option|method|approach|step|point|item)
-  |same\ as\ (?:above|before)|previous\ (?:step|point|section|item|one)|earlier\ (?:step|point|section))\b""",
-  re.IGNORECASE | re.VERBOSE,
+_POINTER = _pattern(
+  r"(?<!\w)"
+  + _any(
+    "as (?:mentioned|noted|described|shown|explained|discussed|stated|seen|outlined|listed|said)"
+    " (?:above|before|earlier|previously|in)",
+    "(?:mentioned|listed|described|shown|discussed|given|outlined|stated|calculated|found)"
+    " (?:above|earlier|previously|before)",
+    "aforementioned|above-mentioned|the above|the (?:former|latter)|same as (?:above|before)",
+    "(?:from|in|of|see|repeat|to|with|after|before|under|per)"
+    r" (?:steps?|items?|points?|sections?|parts?|numbers?|options?)"
+    r" (?:#\s?)?(?:\d+|one|two|three|four|five|six)",
+    r"steps? \d+|the (?:first|second|third) (?:option|method|approach|step|point|item)",
+    "(?:previous|preceding|prior|earlier)"
+    " (?:steps?|points?|sections?|items?|paragraphs?|parts?|examples?|answer)",
+  )
 )
-# Concludes, or turns to the reader about what was said.
-_CONCLUSION = re.compile(
-  r"""[\W_]*(?:in\ (?:summary|conclusion|short|sum|brief|general|essence|all|the\ end|total|any\ case|both|each)|overall
-  |to\ (?:sum|summari[sz]e|conclude|recap|wrap)|summing\ up|summary|conclusion|all\ (?:in\ all|these|those|of|three|four|five)
-  |therefore|thus|hence|so\b|as\ you\ can\ see|by\ (?:following|doing|using|combining|incorporating|implementing|taking)
-  |remember|ultimately|taken\ together|together|these|those|this|that|they|both|each|either|any\ of|whichever|which(?:ever)?\ one
-  |of\ (?:these|those|them|the)|with\ (?:these|all)|combined|final\ (?:answer|thoughts?|verdict|result)|answer|result|total|sum
-  |key\ (?:takeaways?|points?)|takeaways?|bottom\ line|tl;?dr|verdict|my\ (?:recommendation|advice|suggestion|pick|choice|favou?rite)
-  |recommendation|i(?:'d|\ would)?\ (?:recommend|suggest|choose|pick)|the\ (?:best|right|above|main\ difference|key|bottom\ line|final|answer))""",
-  re.IGNORECASE | re.VERBOSE,
+# Concludes, or takes up what was said.
+_CONCLUSION = _pattern(
+  _LEAD
+  + _any(
+    "in (?:summary|conclusion|short|sum|brief|general|essence|all|the end|total|any case|both|each)|overall",
+    "to (?:sum|summari[sz]e|conclude|recap|wrap)|summing up|summary|conclusion|ultimately|remember",
+    "all in all|all (?:these|those|of|three|four|five)|as you can see|taken together|together|combined",
+    "by (?:following|doing|using|combining|incorporating|implementing|taking)|any of|whichever",
+    "which(?:ever)? one",
+    "of (?:these|those|them|the)|with (?:these|all)|final (?:answer|thoughts?|verdict|result)|answer",
+    "result|total",
+    "(?:key )?takeaways?|key points?|bottom line|tl;?dr|verdict|recommendation|either|each",
+    "my (?:recommendation|advice|suggestion|pick|choice|favou?rite)",
+    "i(?:'d| would)? (?:recommend|suggest|choose)",
+    "the (?:best|right|above|main difference|key|bottom line|final|answer)",
+  )
 )
-# Text for the end of an answer that needs nothing of it.
-_FAREWELL = re.compile(
-  r"""[\W_]*(?:would\ you\ like|do\ you\ (?:want|have|need)|let\ me\ know|if\ you(?:'d|\ would)?\ (?:like|want|need|have)
-  |feel\ free|i\ hope|hope\ (?:this|that|it)|good\ luck|have\ (?:fun|a\ )|enjoy|happy\ |what(?:'s|\ is|\ do|\ are)\ you
-  |your\ turn|need\ (?:more|help|any)|want\ (?:me|more|to)|which\ (?:one\ )?(?:do|would|of)|are\ you|is\ there\ (?:any|a\ )
-  |disclaimer|please\ (?:note|let|consult)|(?:pro\ )?tips?\b|bonus|note|sources?|references?|p\.?s\.?\b)""",
-  re.IGNORECASE | re.VERBOSE,
+# Closes an answer and needs nothing of it.
+_FAREWELL = _pattern(
+  _LEAD
+  + _any(
+    "would you like|do you (?:want|have|need)|let me know|if you(?:'d| would)? (?:like|want|need|have)",
+    "feel free",
+    "i hope|hope (?:this|that|it)|good luck|have (?:fun|a)|enjoy|happy|what(?:'s| is| do| are) you|your turn",
+    "need (?:more|help|any)|want (?:me|more|to)|which (?:one )?(?:do|would|of)|are you|is there (?:any|a)",
+    "disclaimer|please (?:note|let|consult)|(?:pro )?tips?|bonus|note|sources?|references?",
+    "sincerely|(?:best|kind|warm) (?:regards|wishes)|regards|yours|thank you|thanks",
+    "with (?:kind|best|warm)|cheers",
+  )
 )
-_CONCLUDING_HEAD = re.compile(
-  r"""\b(?:conclusions?|summary|summing\ up|final\ (?:thoughts?|answer|verdict|notes?|tips?|words?|result|recommendations?)
-  |(?:key\ )?takeaways?|bottom\ line|verdict|wrap(?:ping)?[ -]?up|overall|in\ short|tl;?dr|comparison|comparing|recap
-  |putting\ (?:it|this|them)|recommendations?|my\ (?:pick|choice|advice)|the\ answer|result|closing|next\ steps?|which\ (?:one|should))\b""",
-  re.IGNORECASE | re.VERBOSE,
+_CONCLUDING_HEAD = _pattern(
+  r"(?<!\w)"
+  + _any(
+    "conclusions?|summary|summing up|takeaways?|bottom line|verdict|wrap(?:ping)?[ -]?up|overall",
+    "in short|tl;?dr",
+    "final (?:thoughts?|answer|verdict|notes?|tips?|words?|result|recommendations?)|comparison|comparing",
+    "recap",
+    "putting (?:it|this|them)|recommendations?|my (?:pick|choice|advice)|the answer|result|closing",
+    "next steps?",
+    "which (?:one|should)",
+  )
 )
 # Heads of parts that follow each other in time, or in a tale.
-_SEQUENCE_HEAD = re.compile(
-  r"[\W_]*(?:step|phase|stage|chapter|scene|act|verse|stanza|chorus|bridge|part|episode|iteration|round|turn)s?"
-  r"[\s#]*(?:\d|one|two|three|four|five|i\b|ii|iv|v\b)",
-  re.IGNORECASE,
+_SEQUENCE_HEAD = _pattern(
+  _LEAD
+  + r"(?:step|phase|stage|chapter|scene|act|verse|stanza|chorus|bridge|part|episode|iteration|round|turn)s?"
+  r"[\s#]*(?:\d|(?:one|two|three|four|five|i{1,3}|iv|v)\b)"
 )
-_STEP_WORDS = re.compile(
+_STEP_INTRO = _pattern(
   r"\b(?:steps?|step[- ]by[- ]step|instructions?|directions|procedure|preparation|method|algorithm|recipe"
-  r"|assembly|derivation|proof|solution)\b",
-  re.IGNORECASE,
+  r"|assembly|derivation|proof|solution)\b"
 )
-_STEP_PROMPT = re.compile(
-  r"\b(?:recipe|step[- ]by[- ]step|steps|instructions|walk me through|solve|prove|derive|calculate|algorithm)\b",
-  re.IGNORECASE,
+_STEP_PROMPT = _pattern(
+  r"\b(?:recipe|step[- ]by[- ]step|(?:the|what|which) steps|instructions|walk me through|solve|prove|derive"
+  r"|calculate|algorithm)\b"
 )
-_MATHS = re.compile(r"\\\[|\\\(|\$\$|\\frac|\\boxed|\b\w+\s*=\s*-?[\d\\(]|\d\s*[=≈]\s*-?\$?\d")
-_CODE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
-_DECORATION = re.compile(r"[\s*_#>\"'“”‘’(\[\-–—]*")
+# Numbered parts without heads that answer this are steps.
+_HOW_PROMPT = _pattern(r"\bhow (?:do|to|can|should|would|could|does one)\b")
+_LATEX = re.compile(r"\\\[|\\\(|\$\$|\\frac|\\boxed|\\sqrt")
+_FENCED = re.compile(r"^[ \t]*(```|~~~)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)
+_NAME = re.compile(r"[^\W\d]\w*|\d+(?:[.,]\d+)+|\d{2,}")
+_DEFINED = re.compile(
+  r"\b(?:def|class|function|func|fn|const|let|var|struct|CREATE\s+TABLE)\s+(\w+)"
+  r"|^[ \t]*([^\W\d]\w*)\s*=(?!=)",
+  re.MULTILINE,
+)
+_RESULT = re.compile(r"[=≈]\s*[-+*_$€£]*(\d+(?:[.,]\d+)+|\d{2,})(?!\s*[-+*/×·÷=\d])")
 _CONTENT = re.compile(r"[^\W_][^\W_'’-]{3,}|\d{2,}")
-
-
-def _begins(pattern: re.Pattern, text: str) -> bool:
-  return pattern.match(text, _DECORATION.match(text).end()) is not None  # type: ignore[union-attr]
 
 
 def continues(text: str, *, pronouns: bool) -> bool:
   """Whether a text goes on from what stands before it, by its first words or a pointer in it.
 
   Args:
-    pronouns: count a beginning like "This" or "They": not for a text whose subject is given by a heading or by
-      the sentence that introduces a list.
+    pronouns: count a beginning like "This" or "They": not for a text whose subject is given by a heading or
+      by the sentence that introduces a list.
   """
-  if _begins(_CONNECTIVE, text) or _POINTER.search(text):
+  if _CONNECTIVE.match(text) or _POINTER.search(text):
     return True
-  return pronouns and _begins(_PRONOUN, text)
+  return pronouns and _PRONOUN.match(text) is not None
 
 
 def names_one_of(text: str, heads: Iterable[str], known: str) -> bool:
-  """Whether a text names the head (of two words or more) of another part, that nothing before has named."""
-  lower, known = text.lower(), known.lower()
+  """Whether a text names the head (two words or more) of another part, that nothing before has named."""
+  text, known = text.lower(), known.lower()
   for head in heads:
-    phrase = " ".join(re.findall(r"[^\W_]+", head.lower()))
     spelt = head.strip(" *_:.").lower()
-    if len(phrase.split()) >= 2 and spelt in lower and spelt not in known:
+    if len(spelt.split()) >= 2 and spelt in text and spelt not in known:
       return True
   return False
 
@@ -154,12 +199,33 @@ def in_sequence(
   """
   if any(h and _SEQUENCE_HEAD.match(h) for h in heads):
     return True
-  if ordered and (_STEP_WORDS.search(intro) or _STEP_PROMPT.search(prompt)):
+  if ordered and (_STEP_INTRO.search(intro) or _STEP_PROMPT.search(prompt)):
     return True
-  going_on = sum(continues(t, pronouns=False) for t in texts[1:])
+  if ordered and not any(heads) and _HOW_PROMPT.search(prompt):
+    return True
+  going_on = sum(continues(t, pronouns=False) for t in texts[1:]) + bool(_POINTER.search(texts[0]))
   return going_on >= (1 if ordered else 2)
 
 
-def works_out(texts: Sequence[str]) -> bool:
-  """Whether parts are a calculation or a program: more than one holds maths, or more than one code."""
-  return sum(bool(_MATHS.search(t)) for t in texts) > 1 or sum(bool(_CODE.search(t)) for t in texts) > 1
+def works_out(texts: Sequence[str], known: str) -> bool:
+  """Whether parts are a calculation or a program.
+
+  They are, if more than one holds LaTeX, or if one uses a result (`= 42`) or a name of a code block
+  (`rows =`, `def rows`) that an earlier one has and nothing `known`, the prompt for example, does.
+  """
+  if sum(bool(_LATEX.search(t)) for t in texts) > 1:
+    return True
+  seen = set(_NAME.findall(known))
+  defined: set[str] = set()
+  for text in texts:
+    code = "\n".join(m[2] for m in _FENCED.finditer(text))
+    own = {name for pair in _DEFINED.findall(code) for name in pair if name}
+    results = set(_RESULT.findall(text))
+    if (set(_NAME.findall(code)) | set(_NAME.findall(text)) & _numbers(defined)) & (defined - own - seen):
+      return True
+    defined |= own | results
+  return False
+
+
+def _numbers(names: Iterable[str]) -> set[str]:
+  return {n for n in names if n[0].isdigit()}

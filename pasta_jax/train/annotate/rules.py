@@ -7,6 +7,7 @@ docs/annotation.md states the rules.
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -27,9 +28,8 @@ _CHOICES = {
 }
 
 _LABEL_END = re.compile(r"\s*(?:\*\*|__).+?(?:\*\*|__)[:.]?[ \t]+|\s*[^\n:]{2,60}:[ \t]+|[^\n]*?[.!?][ \t]+")
-_LABELLED = re.compile(
-  r"(?:\*\*[^*\n]{2,60}\*\*|__[^_\n]{2,60}__)[:.]?[ \t]*\S|[A-Z][\w'’/& -]{1,40}:[ \t]+\S"
-)
+_BOLD_LABEL = re.compile(r"(?:\*\*[^*\n]{2,60}\*\*|__[^_\n]{2,60}__)[:.]?[ \t]*\S")
+_PLAIN_LABEL = re.compile(r"[A-Z][\w'’/&-]*(?: [\w'’/&-]+){0,3}:[ \t]+\S")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class RuleOptions:
   """How the rules cut.
 
   Attributes:
-    heads: "chunk": the head of a list item or labelled paragraph belongs to its chunk; "main": it stays on the
-      main thread, and the chunk is what follows it.
+    heads: "chunk": the head of a list item or labelled paragraph belongs to its chunk; "main": it stays on
+      the main thread, and the chunk is what follows it.
     joins: "back": a sync before a text that looks back at chunks; "never": no sync at all.
     paragraphs: "labelled": those that begin with a bold or short label; "all": also those without one that do
       not continue what stands before them; "none".
@@ -117,6 +117,7 @@ class _Cutter:
 
   def __init__(self, prompt: str, answer: str, options: RuleOptions):
     self.prompt, self.answer, self.options = prompt, answer, options
+    self.lower_words = frozenset(re.findall(r"[^\W\d_]+", f"{prompt}\n{answer}"))
     self.found: list[Cut] = []
 
   def cuts(self) -> list[Cut]:
@@ -166,8 +167,10 @@ class _Cutter:
       return
     hidden = "\n".join(self.answer[c.start : c.end] for c in opened)
     shared = depends.words_from(text, hidden, self._seen(start))
-    farewell = depends.says_farewell(text) and len(shared) < 2
-    if not farewell and (depends.concludes(text) or shared or self._looks_back(text, start, pronouns=True)):
+    if depends.says_farewell(text) and len(shared) < 2:
+      return
+    introduces = text.endswith(":") and not shared and not depends.concludes(text)
+    if not introduces and re.search(r"\w", text):
       self._join(start)
 
   def _join(self, at: int) -> None:
@@ -184,7 +187,7 @@ class _Cutter:
     if not level:
       return
     bounds = [n for n in range(first, len(blocks)) if 0 < blocks[n].level <= level] + [len(blocks)]
-    groups = [list(blocks[a:b]) for a, b in zip(bounds, bounds[1:])]
+    groups = [list(blocks[a:b]) for a, b in itertools.pairwise(bounds)]
     closing = _closing(self.answer, groups)
     sections = [self._section(g) for g in groups]
     if self._sequence(sections, self._intro(blocks[:first], intro), ordered=False):
@@ -246,11 +249,12 @@ class _Cutter:
     run: list[_Part] = []
     if self.options.paragraphs == "none":
       return run
+    label = _BOLD_LABEL if _BOLD_LABEL.match(self._text(blocks[n])) else _PLAIN_LABEL
     for block in blocks[n:]:
       text = self._text(block)
-      if block.kind is not Kind.TEXT or not _LABELLED.match(text) or depends.says_farewell(text):
+      if block.kind is not Kind.TEXT or not label.match(text):
         break
-      if depends.concludes(text):
+      if depends.says_farewell(text) or depends.concludes(text):
         break
       run.append(_Part(block.start, block.start, block.end, lead_of(text)))
     heads = [p.head for p in run]
@@ -276,7 +280,8 @@ class _Cutter:
       return False
     texts = [self._text(p) for p in parts]
     heads = [p.head for p in parts]
-    return depends.works_out(texts) or depends.in_sequence(texts, heads, intro, ordered, self.prompt)
+    known = f"{self.prompt}\n{intro}"
+    return depends.works_out(texts, known) or depends.in_sequence(texts, heads, intro, ordered, self.prompt)
 
   def _group(self, parts: Sequence[_Part], intro: str, ordered: bool) -> None:
     """List items or labelled paragraphs."""
@@ -305,7 +310,7 @@ class _Cutter:
       body = head.end() if head else part.end
       if estimated_tokens(self.answer[body : part.end]) < self.options.least_tokens:
         return
-    topic = topic_of(text, part.head if part.outside else None)
+    topic = topic_of(text, part.head if part.outside else None, self.lower_words)
     if topic:
       self.found.append(ChunkCut(body, part.end, topic, part.start))
 
@@ -313,8 +318,8 @@ class _Cutter:
 def _closing(answer: str, groups: Sequence[list[Block]]) -> list[Block]:
   """Takes from the last section what closes the whole answer, and returns it.
 
-  That is what follows a rule, else the last paragraphs, if they say farewell or conclude, or if they follow a list
-  while every other section ends with one.
+  That is what follows a rule, else the last paragraphs, if they say farewell or conclude, or if they follow a
+  list while every other section ends with one.
   """
   last = groups[-1]
   rules = [n for n, b in enumerate(last) if b.kind is Kind.RULE and n > 1]

@@ -2,7 +2,7 @@ r"""The structure of an answer: its Markdown blocks as spans of characters.
 
     span of             example                      kind
     a heading           ### Fish                     HEADING, level 1 to 6
-    a bold line         **Fish**                     HEADING, level 7 (`BOLD`)
+    a line in bold      **Fish**                     HEADING, level 7 (`BOLD`); short ones in italics too
     a list              - one                        LIST, one item per `-`; nested lists lie inside
                         - two                        their item
     running text        Fish swim.                   TEXT
@@ -16,6 +16,7 @@ list of one numbered item ("1. Title", blank line, text at the margin, "2. Title
 
 import dataclasses
 import enum
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -30,7 +31,9 @@ _MARKER = re.compile(r"[ \t]*(?:[-*+•●▪◦‣]|\(?\d{1,9}[.)]|\(?[a-zA-Z][
 _NUMBER = re.compile(r"[ \t]*\(?(\d{1,9})[.)]")
 _LINE_ITEM = re.compile(r"[ \t]*(?:[•●▪◦‣]|\(?\d{1,2}\)|\(?[a-z]\))[ \t]+(?=\S)")
 _MARGIN = re.compile(r"\n(?=[^\s\-*+•>`|])")
-_BOLD_LINE = re.compile(r"[ \t]*(?:\*\*(?!\*)[^*\n]+\*\*|__[^_\n]+__)[:.]?[ \t]*(?=\n|$)")
+_BOLD_LINE = re.compile(
+  r"[ \t]*(?:\*\*(?!\*)[^*\n]+\*\*|__[^_\n]+__|\*[^*\s.!?](?:[^*\n.!?]{0,40})\*)[:.]?[ \t]*(?=\n|$)"
+)
 
 
 class Kind(enum.Enum):
@@ -121,7 +124,7 @@ def _blocks(text: str, starts: Sequence[int], tokens: Sequence[Token], n: int) -
 
 
 def _end_lazy(text: str, items: Sequence[Item]) -> list[Block]:
-  """A list; where only its last item goes on at the margin, as CommonMark lets it, that is a text of its own."""
+  """A list; where only its last item goes on at the margin, as CommonMark lets it, that is a text."""
   margins = [_MARGIN.search(text, i.start, i.end) for i in items]
   last = margins[-1]
   if len(items) < 2 or last is None or any(margins[:-1]):
@@ -175,7 +178,7 @@ def _join_numbered(blocks: Sequence[Block]) -> list[Block]:
       out.append(blocks[n])
       n += 1
       continue
-    sizes = [b - a for a, b in zip(heads, heads[1:])]
+    sizes = [b - a for a, b in itertools.pairwise(heads)]
     last = heads[-1] + 1
     while last < len(blocks) and last - heads[-1] < sizes[-1] and blocks[last].kind is not Kind.HEADING:
       last += 1
