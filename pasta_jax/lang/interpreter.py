@@ -73,6 +73,8 @@ def interpret(
   positions: str = "pred10",
   fixed: int = 64,
   true_lengths: Sequence[int] | None = None,
+  ends: bool = True,
+  stop_ids: Sequence[int] = (),
 ) -> Run:
   """Runs one answer.
 
@@ -84,16 +86,21 @@ def interpret(
     lanes: threads that can run at a time.
     fork, positions, fixed: see the design, section 4.
     true_lengths: body lengths of the chunks, for positions="oracle".
+    ends: whether the answer may end before its budget does.
+    stop_ids: ids of text that end the main thread as well.
   """
   return _Interpreter(next_id, kind_of, controls, limits or Limits(), lanes, fork, positions, fixed,
-                      true_lengths or ()).run(prompt_length, limit)  # fmt: skip
+                      true_lengths or (), ends, frozenset(stop_ids)).run(prompt_length, limit)  # fmt: skip
 
 
 class _Interpreter:
-  def __init__(self, next_id, kind_of, controls, limits, lanes, fork, positions, fixed, true_lengths):
+  def __init__(
+    self, next_id, kind_of, controls, limits, lanes, fork, positions, fixed, true_lengths, ends, stop_ids
+  ):
     self.next_id, self.kind_of, self.controls = next_id, kind_of, controls
     self.limits, self.lanes, self.fork = limits, lanes, fork
     self.positions, self.fixed, self.true_lengths = positions, fixed, true_lengths
+    self.ends, self.stop_ids = ends, stop_ids
 
   def run(self, prompt_length: int, limit: int) -> Run:
     self.left = limit
@@ -162,14 +169,14 @@ class _Interpreter:
 
   def facts(self, t: _Thread) -> dict:
     return facts(self.limits, {
-      "left": self.left, "ends": True, "opened": len(self.chunks), "round_start": self.round_start,
+      "left": self.left, "ends": self.ends, "opened": len(self.chunks), "round_start": self.round_start,
       "pieces": self.pieces, "words": self.words, "body": len(t.body), "grant": t.grant,
     })  # fmt: skip
 
   def main_drew(self, t: _Thread, drawn: int) -> None:
     kind = self.kind_of(drawn)
     self.left -= 1
-    if kind & Kind.END and t.phase == Phase.MAIN:
+    if t.phase == Phase.MAIN and (kind & Kind.END or drawn in self.stop_ids):
       self.result.end, self.result.cut = drawn, self.left <= 0
       self.end()
       return

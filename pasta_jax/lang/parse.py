@@ -119,7 +119,7 @@ class _Reader:
       at = tag.end
     self.take_text(at, len(self.text))
     if self.promise is not None:
-      self.expect(self.promise.end, "<async> directly after the promise")
+      self.miss_chunk(self.promise)
     if self.phase == Phase.CHUNK:
       self.expect(len(self.text), "</async>: the chunk has none")
     self.found.sort(key=lambda p: p.offset)
@@ -140,7 +140,7 @@ class _Reader:
   def in_main(self, number: int, tag: Tag) -> None:
     promise, self.promise = self.promise, None
     if promise is not None and (tag.kind != OPEN or tag.start != promise.end):
-      self.expect(promise.end, "<async> directly after the promise")
+      self.miss_chunk(promise)
     if tag.kind == OPEN:
       if promise is None:
         self.expect(tag.start, "<promise .../> before this chunk")
@@ -160,6 +160,10 @@ class _Reader:
       self.promise = tag
       if tag.flaw is None:
         self.check_promise(tag)
+
+  def miss_chunk(self, promise: Tag) -> None:
+    if self.text[promise.end - 1] == ">":  # else its own end is missing, which is reported
+      self.expect(promise.end, "<async> directly after the promise")
 
   def check_promise(self, tag: Tag) -> None:
     assert tag.topic is not None

@@ -95,7 +95,7 @@ def _strict_tag(text: str, start: int) -> Tag:
     if text.startswith(name, start):
       rest = spelling.removeprefix(name)
       good = start + len(name)
-      return Tag(start, extent.end(), kind, flaw=(good, f'"{rest}" to end {spelling}'))
+      return Tag(start, extent.end(), kind, flaw=(good, f"{rest} to end {spelling}"))
   return Tag(start, extent.end(), Kind.OTHER, flaw=(start, "text or a mark (this is none)"))
 
 
@@ -105,7 +105,9 @@ def _strict_promise(text: str, start: int) -> Tag:
   for literal, value in ((_PROMISE_HEAD, _TOPIC), (_PROMISE_MIDDLE, _DIGITS), (_PROMISE_TAIL, None)):
     if not text.startswith(literal, at):
       common = next(i for i in range(len(literal)) if text[at + i : at + i + 1] != literal[i])
-      flaw = (at + common, _wanted(text, at + common, literal[common:], inside=len(values) == 1))
+      if literal[: common + 1][-2:].isalpha():
+        common = literal.rfind(" ", 0, common) + 1  # another word stands there
+      flaw = (at + common, _wanted(text, at + common, literal, inside=len(values) == 1))
       extent = _EXTENT.match(text, start)
       assert extent is not None
       return Tag(start, extent.end(), Kind.PROMISE, flaw=flaw)
@@ -121,7 +123,7 @@ def _strict_promise(text: str, start: int) -> Tag:
 def _wanted(text: str, at: int, literal: str, inside: bool) -> str:
   if inside and text.startswith("<", at):
     return "&lt; for < in a topic"
-  return f'{literal} to make <promise topic="..." tokens="..."/>'
+  return f'{literal.removeprefix("<promise").strip()} of <promise topic="..." tokens="..."/>'
 
 
 # --- Lenient.
