@@ -1,6 +1,8 @@
 """Chat templates: Jinja text from a model's files, rendered so that messages cannot spell special ids."""
 
+import dataclasses
 import datetime
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -27,38 +29,28 @@ def render(
   """Renders a conversation into runs of (text, whether the text is a special's spelling).
 
   A special's spelling inside a message is broken with a noncharacter before the template sees it, and mended
-  in the runs: only the template's own specials count.
+  in the runs: only the template's own specials count. So is the beginning of one at a message's end, which
+  what the template puts behind it might complete.
 
   Raises:
     TemplateFailure: broken template, or one that refuses these messages.
   """
   try:
     import jinja2
-    import jinja2.sandbox
   except ImportError:
     raise TemplateFailure("chat templates need jinja2: pip install 'pasta_jax[demo]'") from None
-
-  def refuse(message: str) -> None:
-    raise jinja2.exceptions.TemplateError(message)
-
   guard = _free_guard(messages)
-  pattern = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
-  guarded = _guard(messages, pattern, guard)
-  env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-  )
-  env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
-  env.globals["raise_exception"] = refuse
-  env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+  spellings = _spellings(tuple(specials))
+  guarded = _guard(messages, spellings, guard)
   try:
-    text = env.from_string(template).render(
+    text = _compiled(template).render(
       messages=guarded, bos_token=bos, eos_token=eos, add_generation_prompt=add_generation_prompt
     )
   except (jinja2.exceptions.TemplateError, TypeError, KeyError, AttributeError, ValueError) as e:
     raise TemplateFailure(f"the model's chat template refuses these messages: {e}") from None
   runs: list[tuple[str, bool]] = []
   at = 0
-  for match in pattern.finditer(text):
+  for match in spellings.pattern.finditer(text):
     if match.start() > at:
       runs.append((text[at : match.start()], False))
     runs.append((match.group(), True))
@@ -76,14 +68,74 @@ def _free_guard(messages: Any) -> str:
   raise TemplateFailure("messages use every noncharacter of Unicode")
 
 
-def _guard(value: Any, pattern: re.Pattern, guard: str) -> Any:
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+  """A Jinja template in a sandbox, with what transformers gives to templates."""
+  import jinja2.sandbox
+
+  def refuse(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+  env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+  )
+  env.filters["tojson"] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+  env.globals["raise_exception"] = refuse
+  env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+  return env.from_string(template)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spellings:
+  """How specials are written.
+
+  Attributes:
+    pattern: finds every special, the longest where several begin.
+    beginnings: what they begin with.
+    longest: letters of the longest of `beginnings`.
+  """
+
+  pattern: re.Pattern[str]
+  beginnings: frozenset[str]
+  longest: int
+
+
+@functools.lru_cache(maxsize=8)
+def _spellings(specials: tuple[str, ...]) -> _Spellings:
+  """The spellings of a tokenizer's specials.
+
+  Gemma has thousands that begin alike: alternatives are nested letter by letter, so that a `<` costs no more
+  than the letters that follow it.
+  """
+  tree: dict[str, Any] = {}
+  for text in filter(None, specials):
+    node = tree
+    for letter in text:
+      node = node.setdefault(letter, {})
+    node[""] = {}
+
+  def alternatives(node: dict[str, Any]) -> str:
+    parts = [re.escape(letter) + alternatives(rest) for letter, rest in node.items() if letter]
+    if not parts:
+      return ""
+    return f"(?:{'|'.join(parts)})" + ("?" if "" in node else "")
+
+  beginnings = frozenset(text[:n] for text in specials for n in range(1, len(text)))
+  pattern = re.compile(alternatives(tree) or r"(?!)")
+  return _Spellings(pattern, beginnings, max(map(len, beginnings), default=0))
+
+
+def _guard(value: Any, spellings: _Spellings, guard: str) -> Any:
   """`value` with every special's spelling in its strings broken after the first character."""
   if isinstance(value, str):
-    while pattern.search(value):  # breaking one can leave another
-      value = pattern.sub(lambda m: m.group()[0] + guard + m.group()[1:], value)
+    while spellings.pattern.search(value):  # breaking one can leave another
+      value = spellings.pattern.sub(lambda m: m.group()[0] + guard + m.group()[1:], value)
+    seen = value.rstrip()  # a template may trim it
+    if any(seen[-n:] in spellings.beginnings for n in range(1, spellings.longest + 1)):
+      value = seen + guard + value[len(seen) :]
     return value
   if isinstance(value, Mapping):
-    return {k: _guard(v, pattern, guard) for k, v in value.items()}
+    return {_guard(k, spellings, guard): _guard(v, spellings, guard) for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return [_guard(v, pattern, guard) for v in value]
+    return [_guard(v, spellings, guard) for v in value]
   return value

@@ -74,7 +74,11 @@ class Tokenizer(abc.ABC):
     self._pieces = list(pieces)
     for i in self.specials:
       self._pieces[i] = b""
+    self._index_specials()
+
+  def _index_specials(self) -> None:
     self._special_ids = {text: i for i, text in self.specials.items()}
+    self._never = frozenset(self.specials) | frozenset(self.controls.all if self.controls else ())
 
   # Families implement these.
 
@@ -116,7 +120,7 @@ class Tokenizer(abc.ABC):
   @property
   def special_ids(self) -> frozenset[int]:
     """The model's special ids and the control ids: what `encode` never yields."""
-    return frozenset(self.specials) | frozenset(self.controls.all if self.controls else ())
+    return self._never
 
   def encode(self, text: str, *, bos: bool = False) -> list[int]:
     """Ids of a user's text; never a special or control id, whatever it spells."""
@@ -218,7 +222,7 @@ class Tokenizer(abc.ABC):
     start = runs[0] if runs else self.vocab_size
     other.controls = ControlIds.of(range(start, start + need))
     other.specials = {i: t for i, t in self.specials.items() if i not in set(other.controls.all)}
-    other._special_ids = {text: i for i, text in other.specials.items()}
+    other._index_specials()
     if not runs:
       other.vocab_size = self.vocab_size + need
       other.grown = max(0, other.vocab_size - max(self.vocab_size, embedding_rows or 0))

@@ -35,7 +35,12 @@ _PRE: dict[str, tuple[list[dict[str, Any]], dict[str, Any] | None, bool]] = {
 
 
 class BpeTokenizer(Tokenizer):
-  """Byte-level BPE from the contents of a tokenizer.json."""
+  """Byte-level BPE from the contents of a tokenizer.json.
+
+  Text comes back as it was, after the vocabulary's normalizer (NFC for Qwen). Where a vocabulary lacks some
+  bytes (SmolLM2's: six control characters, and planes that Unicode has not assigned), a character of one byte
+  is dropped, as the reference does, and a longer one becomes U+FFFD, so that no half of it is left.
+  """
 
   def __init__(self, spec: dict[str, Any], roles: Roles, where: str = FILE):
     """Args:
@@ -66,10 +71,18 @@ class BpeTokenizer(Tokenizer):
     except Exception as e:  # tokenizers raises plain Exception
       raise TokenizerError(f"{where} is not a byte-level BPE tokenizer: {type(e).__name__}: {e}") from None
     self._spec = spec
+    known = {piece for i, piece in enumerate(pieces) if i not in added}
+    self._missing = bytes(b for b in range(256) if bytes([b]) not in known)
     super().__init__(pieces, added, roles)
 
   def _encode(self, text: str) -> list[int]:
+    raw = text.encode()
+    if len(raw.translate(None, self._missing)) < len(raw):
+      text = "".join("\ufffd" if c > "\x7f" and self._lacks(c) else c for c in text)
     return self._fast.encode(text, add_special_tokens=False).ids
+
+  def _lacks(self, character: str) -> bool:
+    return any(b in self._missing for b in character.encode())
 
   def _save_model(self, folder: str) -> None:
     pathlib.Path(folder, FILE).write_text(json.dumps(self._spec, ensure_ascii=False), encoding="utf-8")

@@ -26,7 +26,11 @@ def _proto() -> Any:
 
 
 class SpmTokenizer(Tokenizer):
-  """SentencePiece, from a serialised model."""
+  """SentencePiece, from a serialised model.
+
+  Text comes back as its normalizer leaves it: Gemma's and Llama 2's leave everything but U+2581, which stands
+  for a space. Where a model has neither a piece nor bytes for a character, the character is dropped.
+  """
 
   def __init__(self, model: bytes, roles: Roles | None = None, where: str = FILE):
     """Args:
