@@ -74,7 +74,8 @@ class Browser:
     self._do("actions", actions=[{"type": "key", "id": "keyboard", "actions": actions}])
 
   def point(self, selector: str) -> None:
-    """Moves the mouse to the middle of an element."""
+    """Moves the mouse to the middle of an element, in the middle of the window."""
+    self.run("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", selector)
     element = self._do("element", using="css selector", value=selector)
     move = {"type": "pointerMove", "duration": 0, "origin": element, "x": 0, "y": 0}
     self._do("actions", actions=[{"type": "pointer", "id": "mouse", "actions": [move]}])

@@ -102,6 +102,10 @@ def _steps(first: int, last: int) -> str:
   return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
+def _tokens(count: int) -> str:
+  return f"{count} token{'s' * (count != 1)}"
+
+
 def _rows(trace: Trace, end: int) -> Iterable[str]:
   for thread in trace["threads"]:
     number = thread["thread"]
@@ -111,7 +115,7 @@ def _rows(trace: Trace, end: int) -> Iterable[str]:
     else:
       label = (
         f'<a href="#chunk-{number}"><b>{escape(name)}</b></a> '
-        f"{thread['ids']} ids of {thread['promised']} promised"
+        f"{_tokens(thread['ids'])} of {thread['promised']} promised"
       )
     spans = "".join(_span(s, number, name, end) for s in thread["spans"])
     yield (
@@ -127,11 +131,12 @@ _SAID = {"text": "text", "promise": "promise", "sync": "sync", "wait": "waits", 
 def _span(span: dict[str, Any], number: int, name: str, end: int) -> str:
   head = f"{name}: {_SAID[span['kind']]}, {_steps(span['first'], span['last'])}"
   if span["lane"] is not None:
-    head += f", lane {span['lane']}, {span['ids']} ids"
-  said = f"{head}. {span['text']}" if span["text"] else head
+    head += f", lane {span['lane']}, {_tokens(span['ids'])}"
+  text = span["text"] if span["text"].strip() else span["text"].replace("\n", "↵")
+  said = f"{head}. {text}" if text else head
   return (
     f'<button type=button class="span {span["kind"]}" style="{_place(span["first"], span["last"], end)}"'
-    f' data-head="{escape(head)}" data-text="{escape(span["text"])}"'
+    f' data-head="{escape(head)}" data-text="{escape(text)}"'
     f' title="{escape(_short(said, 300))}" aria-label="{escape(said)}"></button>'
   )
 
