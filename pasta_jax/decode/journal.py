@@ -75,7 +75,7 @@ def open_journal(path: str | os.PathLike, run: dict[str, Any], resume: bool) -> 
   out = pathlib.Path(path)
   partial = partial_path(out)
   if out.exists():
-    raise OutputError(f"{out} is there already; remove it or name another --output_file")
+    raise OutputError(f"{out} is there already; remove it or name another file")
   if partial.exists() and not resume:
     raise OutputError(f"{partial} holds rows of an interrupted run; add --resume, or remove it to start anew")
   rows: dict[int, dict[str, Any]] = {}

@@ -14,6 +14,7 @@ REASONS = {
   "bad_request": "the endpoint refused this row's request (HTTP 400, 413, 422)",
   "broken_marks": "the marks of the reply cannot be repaired into a document",
   "text_changed": "the reply's text is not the answer's",
+  "unanswered": "no usable reply in all attempts, and --give_up",
 }
 
 

@@ -34,18 +34,22 @@ class SyncCut:
 Cut = ChunkCut | SyncCut
 
 
-def document_of(answer: str, cuts: Sequence[Cut], limits: Limits, joins: bool) -> Document:
+def document_of(
+  answer: str, cuts: Sequence[Cut], limits: Limits, joins: bool, lone: bool = False
+) -> Document:
   """The document of an answer.
 
-  A round of one chunk gains nothing, so it stays text. Where a round is full, a sync begins another if
-  `joins`, else the rest stays text; so does what comes after the last chunk that an answer may have.
+  Where a round is full, a sync begins another if `joins`, else the rest stays text; so does what comes after
+  the last chunk that an answer may have.
 
   Args:
     cuts: in order, without overlaps.
+    lone: keep rounds of one chunk, which gain only where the main thread goes on beside them; else they stay
+      text.
   """
   parts: list[Part] = []
   at = 0
-  for cut in _useful(_limited(cuts, limits, joins)):
+  for cut in _useful(_limited(cuts, limits, joins), least=1 if lone else 2):
     parts.append(Text(answer[at : cut.start]))
     at = cut.start
     if isinstance(cut, SyncCut):
@@ -76,14 +80,14 @@ def _limited(cuts: Sequence[Cut], limits: Limits, joins: bool) -> list[Cut]:
   return out
 
 
-def _useful(cuts: Sequence[Cut]) -> list[Cut]:
+def _useful(cuts: Sequence[Cut], least: int) -> list[Cut]:
   out: list[Cut] = []
   opened: list[ChunkCut] = []
   for cut in [*cuts, None]:
     if isinstance(cut, ChunkCut):
       opened.append(cut)
       continue
-    if len(opened) > 1:
+    if len(opened) >= least:
       out += [*opened, cut] if cut else opened
     opened = []
   return out

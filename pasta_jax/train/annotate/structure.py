@@ -20,8 +20,11 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
+try:
+  from markdown_it import MarkdownIt
+  from markdown_it.token import Token
+except ImportError:
+  raise ImportError("annotation needs markdown-it-py: pip install 'pasta_jax[annotate]'") from None
 
 BOLD = 7
 

@@ -1,0 +1,57 @@
+"""Annotation by a language model: ask for the marks, fit them onto the answer, ask again where that fails."""
+
+import dataclasses
+
+from pasta_jax.train.annotate.annotator import Annotation, Rejection, Usage
+from pasta_jax.train.annotate.chat import ChatClient, RequestRefused
+from pasta_jax.train.annotate.fit import fit
+from pasta_jax.train.annotate.lengths import estimated_tokens
+from pasta_jax.train.annotate.prompt import again, conversation
+from pasta_jax.train.annotate.providers import Reply
+
+# What a second question may mend.
+_MENDABLE = ("empty_reply", "broken_marks", "text_changed")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlmAnnotator:
+  """Annotates through a chat endpoint.
+
+  Attributes:
+    client: entered.
+    asks: questions for one answer; from the second on, the model is told what was wrong.
+    max_reply_tokens: of one reply; 0 takes twice the answer's estimate and 512 more.
+  """
+
+  client: ChatClient
+  asks: int = 2
+  max_reply_tokens: int = 0
+
+  @property
+  def name(self) -> str:
+    return f"llm:{self.client.options.model}"
+
+  async def annotate(self, prompt: str, answer: str) -> Annotation | Rejection:
+    messages = conversation(prompt, answer)
+    limit = self.max_reply_tokens or 2 * estimated_tokens(answer) + 512
+    usage = Usage()
+    for left in reversed(range(self.asks)):
+      try:
+        reply = await self.client.ask(messages, limit)
+      except RequestRefused as e:
+        return Rejection("bad_request", str(e), usage)
+      usage += Usage(1, reply.input_tokens, reply.output_tokens)
+      result = judge(reply, answer)
+      if isinstance(result, Annotation) or result.reason not in _MENDABLE or not left:
+        return dataclasses.replace(result, usage=usage)
+      messages = again(messages, reply.text, result.detail)
+    raise AssertionError("asks >= 1")
+
+
+def judge(reply: Reply, answer: str) -> Annotation | Rejection:
+  """What a reply is worth."""
+  if reply.finish == "filter":
+    return Rejection("refused", "the endpoint's content filter stopped the reply")
+  if reply.finish == "length":
+    return Rejection("cut_off", f"the reply ended at its token limit, after {len(reply.text)} characters")
+  return fit(reply.text, answer)
