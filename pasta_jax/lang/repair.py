@@ -148,8 +148,7 @@ class _Mender:
     return number + 1, tag.end
 
   def removed_other(self, tag: Tag) -> None:
-    closes = tag.kind == Kind.CLOSE or self.text[tag.start + 1 : tag.end].lstrip().startswith("/")
-    self.removed(tag, "stray mark" if closes else "cut mark")
+    self.removed(tag, "cut mark" if tag.cut else "stray mark")
 
   def take_promise(self, number: int) -> tuple[int, int]:
     tag = self.tags[number]
@@ -162,7 +161,7 @@ class _Mender:
     if following is not None and following.kind == OPEN:
       gap = self.text[tag.end : following.start]
       if gap and not gap.strip():
-        self.done(tag.end, "gap", f"removed {len(gap)} characters of whitespace")
+        self.done(tag.end, "gap", "removed the whitespace")
         return number + 1, following.start
     return number + 1, tag.end
 

@@ -29,6 +29,7 @@ class Tag:
     topic, tokens: what a promise says, entities replaced; None where it does not.
     flaw: where the spelling goes wrong, and what should be there; None for the spelling of strict documents.
     empty: `<async/>`, a chunk without a body.
+    cut: the end of the text cuts the mark off; its kind is Kind.OTHER.
   """
 
   start: int
@@ -38,6 +39,7 @@ class Tag:
   tokens: str | None = None
   flaw: tuple[int, str] | None = None
   empty: bool = False
+  cut: bool = False
 
 
 class Lines:
@@ -195,8 +197,7 @@ def _lenient_tag(text: str, m: re.Match[str], after: int) -> Tag | None:
     if values and not closing:
       end = at  # a promise whose end was forgotten
     elif space.end() == len(text) and not m[1]:
-      end = len(text)  # the text was cut off inside a mark
-      return Tag(start, end, Kind.OTHER, flaw=(start, "a complete mark"))
+      return Tag(start, len(text), Kind.OTHER, flaw=(start, "a complete mark"), cut=True)
     else:
       return None
   if m[1] and name == "promise" and not values:
