@@ -1,4 +1,7 @@
-"""The interpreter on the device does what the one in plain Python does, step by step, whatever is drawn."""
+"""The interpreter on the device does what the one in plain Python does, step by step, whatever is drawn.
+
+What its lanes see, and at which positions they stand, is what the training sequence of the document says.
+"""
 
 import dataclasses
 import functools
@@ -12,11 +15,13 @@ from hypothesis import strategies as st
 
 from pasta_jax.decode import step
 from pasta_jax.decode.interpreter import plan
+from pasta_jax.decode.lanes import lane_mask, main_lanes
 from pasta_jax.decode.state import MAX_STOP_IDS, NO_ID, Policy, State, empty_state
 from pasta_jax.lang import stats
 from pasta_jax.lang.document import problems as document_problems
 from pasta_jax.lang.grammar import Kind, Limits, token_kinds
 from pasta_jax.lang.interpreter import FORKS, POSITIONS, interpret
+from pasta_jax.lang.sequence import training_sequence
 from pasta_jax.lang.threads import Threads, decode_threads, problems
 from pasta_jax.model.cache import NO_THREAD
 from tests.toy import TOY, ByteTokenizer
@@ -26,8 +31,10 @@ CONTROLS = TOKENIZER.controls
 KINDS = token_kinds(
   TOKENIZER.vocab_size, TOKENIZER.piece, CONTROLS, TOKENIZER.stop_ids, TOKENIZER.special_ids
 )
-BATCH, THREADS, INDICES, SLOTS = 32, 7, 41, 2048
+BATCH, THREADS, INDICES = 32, 7, 41
 PROMPT = 3
+STEPS = 280
+END, TEXT_STOP = 256, 9  # the model's own stop id, and a piece of text that a request names as one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,20 @@ class Program:
   limits: Limits
   fork: str
   positions: str
+  reserved: tuple[int, ...]
+  ends: bool = True
+  stops: bool = False
+
+  @property
+  def layout(self) -> dict:
+    """What a training sequence and the oracle take alike."""
+    return {
+      "fork": self.fork, "positions": self.positions, "fixed": 64, "true_lengths": self.reserved
+    }  # fmt: skip
+
+  @property
+  def stop_ids(self) -> tuple[int, ...]:
+    return (END,) * self.ends + (TEXT_STOP,) * self.stops
 
   def scores(self) -> np.ndarray:
     """NxIxV float32; the likeliest allowed id is drawn."""
@@ -51,7 +72,7 @@ class Program:
     # Each kind of id is likely now and then, so that marks come at odd places.
     for ids, weight in (
       (CONTROLS.promise, self.promise), (CONTROLS.sync, self.sync), (CONTROLS.close, self.close),
-      (256, self.end), (list(CONTROLS.lens), 0.3), (32, 0.3),
+      (END, self.end), (TEXT_STOP, self.end), (list(CONTROLS.lens), 0.3), (32, 0.3),
     ):  # fmt: skip
       hit = rng.random((THREADS, INDICES)) < weight
       scores[:, :, ids] += (
@@ -79,7 +100,10 @@ programs = st.builds(
     topic_pieces=st.integers(1, 4),
   ),
   fork=st.sampled_from(FORKS),
-  positions=st.sampled_from([p for p in POSITIONS if p != "oracle"]),
+  positions=st.sampled_from(POSITIONS),
+  reserved=st.tuples(*[st.integers(0, 40)] * (THREADS - 1)),
+  ends=st.sampled_from([True, True, True, False]),
+  stops=st.booleans(),
 )
 
 
@@ -91,14 +115,27 @@ def oracle(program: Program, lanes: int):
 
   return interpret(
     next_id, lambda i: Kind(int(KINDS[i])), CONTROLS, prompt_length=PROMPT, limit=program.limit,
-    limits=program.limits, lanes=lanes, fork=program.fork, positions=program.positions,
+    limits=program.limits, lanes=lanes, ends=program.ends,
+    stop_ids=(TEXT_STOP,) * program.stops, **program.layout,
   )  # fmt: skip
 
 
-def admitted(batch: list[Program]) -> State:
-  """Requests that have had their prompt, and whose first id is still to be drawn."""
-  state = empty_state(TOY.replace(num_layers=1), len(batch), SLOTS, jnp.float32, THREADS, 1)
+def admitted(batch: list[Program], lanes: int) -> State:
+  """Requests that have had their prompt, and whose first id is still to be drawn.
+
+  In the place of keys, the cache has room for what the lane that wrote each slot sees; BxSxS bool.
+  """
+  slots = PROMPT + lanes * (STEPS + 1)
+  state = empty_state(TOY.replace(num_layers=1), len(batch), slots, jnp.float32, THREADS, 1)
   rows = state.rows
+  times = jnp.broadcast_to(jnp.arange(PROMPT, dtype=jnp.int32), (len(batch), PROMPT))
+  prompt = main_lanes(times, times, times >= 0).slots()
+  cache = dataclasses.replace(
+    state.cache,
+    k=(jnp.zeros((len(batch), slots, slots), bool),),
+    v=(),
+    slots=jax.tree.map(lambda old, new: old.at[:, :PROMPT].set(new), state.cache.slots, prompt),
+  )
 
   def each(value, dtype=np.int32):
     return jnp.asarray([value(p) for p in batch], dtype)
@@ -112,18 +149,19 @@ def admitted(batch: list[Program]) -> State:
     phase=ones * 0,
     left=each(lambda p: p.limit),
     clock=ones * PROMPT,
-    stop_ids=jnp.full((len(batch), MAX_STOP_IDS), NO_ID).at[:, 0].set(256),
+    stop_ids=each(lambda p: (*p.stop_ids, *[NO_ID] * (MAX_STOP_IDS - len(p.stop_ids)))),
     threads=threads,
     policy=Policy(
       marks=ones > 0,
-      ends=ones > 0,
+      ends=each(lambda p: p.ends, bool),
       fork=each(lambda p: FORKS.index(p.fork)),
       scheme=each(lambda p: POSITIONS.index(p.positions)),
       fixed=ones * 64,
       **limits,
     ),
+    script=dataclasses.replace(rows.script, lengths=each(lambda p: (0, *p.reserved))),
   )
-  return dataclasses.replace(state, rows=rows, cursor=jnp.int32(PROMPT))
+  return State(cache=cache, rows=rows, cursor=jnp.int32(PROMPT))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -136,20 +174,22 @@ def run_on_device(loop, state, scores):
     slots = jax.tree.map(
       lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, at)), cache.slots, lanes.slots()
     )
-    fed = jnp.sum(slots.thread[:, None, :] == lanes.thread[:, :, None], axis=2)
+    answer = slots.thread[:, None, PROMPT:]
+    fed = jnp.sum(answer == lanes.thread[:, :, None], axis=2)
+    seen = jax.lax.dynamic_update_slice(cache.k[0], lane_mask(lanes, slots), (0, at, 0))
     # The main thread's first draw followed the prompt; a chunk's follows its `<async>`.
     index = jnp.where(lanes.thread == 0, fed, fed - 1)
     logits = scores[b, lanes.thread, index % INDICES]
-    return logits, dataclasses.replace(cache, slots=slots)
+    return logits, dataclasses.replace(cache, slots=slots, k=(seen,))
 
   _, first = plan(state.rows, CONTROLS, 1)
   drawn, _ = step._draw(loop, state.rows, first, kinds, scores[:, 0, :1])
   rows, drawn = step._apply(loop, state.rows, first, drawn, kinds)
   state, out = step.segment(loop, model, kinds, dataclasses.replace(state, rows=rows))
-  return drawn[:, 0], out, state.cache.slots.position
+  return drawn[:, 0], out, state.cache.slots.position, state.cache.k[0]
 
 
-def same(program: Program, run, first, out, positions, row: int) -> None:
+def same(run, first, out, positions, row: int) -> None:
   """Compares what the device did in a row with the oracle's run, step by step."""
   drawn = [*run.main, run.end]
   assert first[row] == drawn[0]
@@ -166,8 +206,28 @@ def same(program: Program, run, first, out, positions, row: int) -> None:
   assert not out.active[row]
 
 
+def same_sight(program: Program, run, threads: Threads, out, positions, seen, row: int) -> None:
+  """Compares what each lane saw, and its position, with the training sequence of the document."""
+  sequence = training_sequence([0] * PROMPT, threads, CONTROLS, END, **program.layout)
+  order = [np.flatnonzero(sequence.thread == k).tolist()[::-1] for k in range(len(threads.chunks) + 1)]
+  del order[0][-PROMPT:]
+  slots, at = list(range(PROMPT)), list(range(PROMPT))  # in the cache, and in the sequence
+  start = PROMPT
+  for i in range(len(run.steps)):
+    for w in np.flatnonzero(out.threads[row, i] != NO_THREAD):
+      slots.append(start + w)
+      at.append(order[out.threads[row, i, w]].pop())
+    start += out.widths[i]
+  unfed = [int(sequence.ids[i]) for rest in order for i in rest]
+  assert set(unfed) <= {CONTROLS.close}, "all but what closes chunks that nobody sees"
+  got = seen[row, slots[PROMPT:]]
+  assert (got[:, slots] == sequence.mask()[np.ix_(at[PROMPT:], at)]).all()
+  assert got.sum() == got[:, slots].sum(), "nothing else is seen"
+  assert (positions[row, slots] == sequence.position[at]).all()
+
+
 loops = {
-  lanes: step.Loop(280, widths, CONTROLS) for lanes, widths in ((1, (1,)), (2, (1, 2)), (4, (1, 2, 4)))
+  lanes: step.Loop(STEPS, widths, CONTROLS) for lanes, widths in ((1, (1,)), (2, (1, 2)), (4, (1, 2, 4)))
 }
 
 
@@ -176,11 +236,12 @@ loops = {
 @given(batch=st.lists(programs, min_size=BATCH, max_size=BATCH))
 def test_the_device_does_what_the_oracle_does(lanes, batch):
   scores = jnp.asarray(np.stack([p.scores() for p in batch]))
-  first, out, positions = jax.device_get(run_on_device(loops[lanes], admitted(batch), scores))
+  first, out, positions, seen = jax.device_get(run_on_device(loops[lanes], admitted(batch, lanes), scores))
   for row, program in enumerate(batch):
     run = oracle(program, lanes)
-    same(program, run, first, out, positions, row)
+    same(run, first, out, positions, row)
     threads = Threads(tuple(run.main), tuple(tuple(c) for c in run.chunks))
+    same_sight(program, run, threads, out, positions, seen, row)
     assert not problems(threads, CONTROLS)
     assert not document_problems(decode_threads(threads, TOKENIZER.decode, CONTROLS))
     ids = len(run.main) + 1 + sum(len(c) + 1 for c in run.chunks)
@@ -206,26 +267,72 @@ def test_ids_do_not_depend_on_the_number_of_lanes(program):
     )  # fmt: skip
 
 
+def odd_places(program: Program, lanes: int) -> set[str]:
+  """What is out of the ordinary in a program's run."""
+  scores = program.scores()
+  tried = set()  # marks that were likeliest where they may not stand
+
+  def next_id(thread: int, index: int, allowed: Kind) -> int:
+    at = scores[thread, index % INDICES]
+    tried.add((thread > 0, Kind(int(KINDS[at.argmax()])) & ~allowed))
+    return int(np.where(KINDS & int(allowed), at, -np.inf).argmax())
+
+  run = interpret(
+    next_id, lambda i: Kind(int(KINDS[i])), CONTROLS, prompt_length=PROMPT, limit=program.limit,
+    limits=program.limits, lanes=lanes, ends=program.ends,
+    stop_ids=(TEXT_STOP,) * program.stops, **program.layout,
+  )  # fmt: skip
+  steps = [{f.thread: f.fed for f in s} for s in run.steps]
+  syncs = [s for s in steps if s.get(0) == CONTROLS.sync]
+  lens = [CONTROLS.length(i) for i in run.main if i in CONTROLS.lens]
+  granted = [min(max(program.limits.overrun * n, program.limits.least_grant), program.limits.chunk_tokens)
+             for n in lens]  # fmt: skip
+  found = {
+    "cut": run.cut,
+    "ended": not run.cut,
+    "never ends by itself": not program.ends,
+    "ended by an id of text": run.end == TEXT_STOP,
+    "one id": not run.steps,
+    "more threads than lanes": len(run.steps) > len(oracle(program, THREADS).steps),
+    "two rounds": len(syncs) > 1,
+    "a sync beside the last close": any(len(s) > 1 for s in syncs),
+    "a sync after the last close": any(len(s) == 1 for s in syncs),
+    "never joined": None in run.joined,
+    "joined and not": None in run.joined and len(set(run.joined)) > 1,
+    "main ends first": bool(steps) and 0 not in steps[-1],
+    "chunk limit": len(run.chunks) == program.limits.chunks,
+    "round limit": bool(run.joined) and max(map(run.joined.count, run.joined)) == program.limits.round_chunks,
+    "grant used up": any(len(c) == g for c, g in zip(run.chunks, granted, strict=True)),
+    "the budget cut a grant": any(len(c) < g for c, g in zip(run.chunks, granted, strict=True)) and run.cut,
+    "a chunk outruns its promise": any(len(c) > n for c, n in zip(run.chunks, lens, strict=True)),
+    "a sync without chunks refused": (False, Kind.SYNC) in tried,
+    "a promise refused": (False, Kind.PROMISE) in tried,
+    "a mark refused in a chunk": (True, Kind.PROMISE) in tried,
+    "an end refused in a chunk": (True, Kind.END) in tried,
+    "an empty chunk refused": (True, Kind.CLOSE) in tried,
+  }  # fmt: skip
+  if run.chunks:
+    found |= {f"{program.fork}, {program.positions}": True}
+  return {name for name, holds in found.items() if holds}
+
+
 def test_the_programs_above_reach_the_odd_places():
   rng = np.random.default_rng(0)
-  seen = set()
+  seen: set[str] = set()
   for n in range(150):
     program = Program(
-      seed=n, promise=0.3, sync=float(rng.choice([0.0, 0.3])), close=0.1, end=float(rng.choice([0.0, 0.02])),
-      limit=int(rng.integers(1, 200)), limits=Limits(round_chunks=4, chunks=6, least_grant=12),
-      fork=FORKS[n % 2], positions="max",
+      seed=n, promise=0.3, sync=float(rng.choice([0.0, 0.3])), close=float(rng.choice([0.0, 0.1])),
+      end=float(rng.choice([0.0, 0.02])), limit=int(rng.integers(1, 200)), fork=FORKS[n % 2],
+      limits=Limits(round_chunks=2 + n % 3, chunks=int(rng.integers(2, 7)), least_grant=12,
+                    chunk_tokens=int(rng.choice([9, 30]))),
+      positions=POSITIONS[n % 5], reserved=(7,) * 6, ends=n % 4 > 0, stops=n % 3 > 0,
     )  # fmt: skip
-    run = oracle(program, 2)
-    controls = [i for i in run.main if i >= 257]
-    seen |= {
-      *(["cut"] if run.cut else ["ended"]),
-      *(["waited"] if len(run.steps) > len(oracle(program, THREADS).steps) else []),
-      *(["two rounds"] if controls.count(CONTROLS.sync) > 1 else []),
-      *(["never joined"] if None in run.joined else []),
-      *(["main ends first"] if run.steps and run.steps[-1][0].thread > 0 else []),
-      *(["chunk limit"] if len(run.chunks) == 6 else []),
-      *(["grant used up"] if any(len(c) == 20 for c in run.chunks) else []),
-    }
-  assert seen == {
-    "cut", "ended", "waited", "two rounds", "never joined", "main ends first", "chunk limit", "grant used up",
+    seen |= odd_places(program, 2)
+  everything = {f"{f}, {p}" for f in FORKS for p in POSITIONS} | {
+    "cut", "ended", "never ends by itself", "ended by an id of text", "one id", "more threads than lanes",
+    "two rounds", "a sync beside the last close", "a sync after the last close", "never joined",
+    "joined and not", "main ends first", "chunk limit", "round limit", "grant used up",
+    "the budget cut a grant", "a chunk outruns its promise", "a sync without chunks refused",
+    "a promise refused", "a mark refused in a chunk", "an end refused in a chunk", "an empty chunk refused",
   }  # fmt: skip
+  assert seen == everything
