@@ -59,17 +59,17 @@ class Account:
 
   def as_dict(self) -> dict[str, Any]:
     """For a JSON file."""
-    values = dataclasses.asdict(self)
-    values["cost"] = self.cost
-    return values
+    values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    plain = {k: dict(v) if isinstance(v, collections.Counter) else v for k, v in values.items()}
+    return plain | {"usage": dataclasses.asdict(self.usage), "cost": self.cost}
 
   def lines(self) -> list[str]:
     """For people."""
     out = [
       f"{self.rows} rows: {self.annotated} annotated, {sum(self.reasons.values())} rejected"
       + (f", {sum(self.failures.values())} without a verdict" if self.failures else ""),
-      f"{self.split} split ({_share(self.split, self.annotated)}), with {_mean(self.chunks, self.split)} chunks"
-      f" and {_mean(self.rounds, self.split)} rounds each; {self.syncs} syncs",
+      f"{self.split} split ({_share(self.split, self.annotated)}), with {_mean(self.chunks, self.split)}"
+      f" chunks and {_mean(self.rounds, self.split)} rounds each; {self.syncs} syncs",
     ]
     for title, counts in (
       ("rejected", self.reasons),

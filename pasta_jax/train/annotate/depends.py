@@ -66,6 +66,7 @@ _POINTER = _pattern(
     " (?:steps?|points?|sections?|items?|paragraphs?|parts?|examples?|answer)",
   )
 )
+_THESE = _pattern(r"\b(?:these|those|they|them|both)\b")
 # Concludes, or takes up what was said.
 _CONCLUSION = _pattern(
   _LEAD
@@ -153,7 +154,8 @@ def names_one_of(text: str, heads: Iterable[str], known: str) -> bool:
   text, known = text.lower(), known.lower()
   for head in heads:
     spelt = head.strip(" *_:.").lower()
-    if len(spelt.split()) >= 2 and spelt in text and spelt not in known:
+    named = re.compile(rf"(?<!\w){re.escape(spelt)}(?!\w)")
+    if len(spelt.split()) >= 2 and named.search(text) and not named.search(known):
       return True
   return False
 
@@ -161,6 +163,11 @@ def names_one_of(text: str, heads: Iterable[str], known: str) -> bool:
 def concludes(text: str) -> bool:
   """Whether a text reads as a conclusion from what stands before it."""
   return _CONCLUSION.match(text) is not None or continues(text, pronouns=True)
+
+
+def takes_up(text: str) -> bool:
+  """Whether a line that introduces something does so from what stands before it."""
+  return concludes(text) or _THESE.search(text) is not None
 
 
 def says_farewell(text: str) -> bool:

@@ -42,8 +42,8 @@ class RuleOptions:
     joins: "back": a sync before a text that looks back at chunks; "never": no sync at all.
     paragraphs: "labelled": those that begin with a bold or short label; "all": also those without one that do
       not continue what stands before them; "none".
-    steps: "keep": parts that build on each other (steps, derivations, programs) stay text; "split": they are
-      taken like others.
+    steps: "keep": parts that build on each other (steps, derivations, programs) stay text, as do single ones
+      that look back at another; "split": they are taken like others.
     least_tokens: a part shorter than this (estimated) stays text.
     mean_tokens: a group of parts shorter than this on the average stays text.
     limits: chunks of a round and of an answer.
@@ -143,18 +143,19 @@ class _Cutter:
     text = [self.prompt]
     at = 0
     for cut in self._open():
-      text += [self.answer[at : cut.start], cut.topic]
+      text.append(self.answer[at : cut.start])
       at = cut.end
     return "\n".join([*text, self.answer[at:end]])
 
   # -- what depends on what
 
-  def _looks_back(self, text: str, start: int, *, pronouns: bool) -> bool:
-    """Whether a text at `start` looks back at the open chunks."""
+  def _waits(self, part: _Part) -> bool:
+    """Whether a part looks back at the open chunks."""
     opened = self._open()
-    if not opened:
+    if not opened or self.options.steps == "split":
       return False
-    if depends.continues(text, pronouns=pronouns):
+    text, start = self._text(part), part.start
+    if depends.continues(text, pronouns=False):
       return True
     heads = [lead_of(self.answer[c.start : c.end]) or "" for c in opened]
     return depends.names_one_of(text, heads, self._seen(start))
@@ -169,7 +170,7 @@ class _Cutter:
     shared = depends.words_from(text, hidden, self._seen(start))
     if depends.says_farewell(text) and len(shared) < 2:
       return
-    introduces = text.endswith(":") and not shared and not depends.concludes(text)
+    introduces = text.endswith(":") and not shared and not depends.takes_up(text)
     if not introduces and re.search(r"\w", text):
       self._join(start)
 
@@ -210,7 +211,7 @@ class _Cutter:
   def _one_section(self, section: _Part) -> None:
     text = self._text(section)
     concluding = depends.concluding_head(section.head or "")
-    if concluding or self._looks_back(text, section.start, pronouns=False):
+    if concluding or self._waits(section):
       self._join(section.start)
       self._region(section.blocks, section.head or "")
     elif self.options.least_tokens <= estimated_tokens(text) <= LENGTHS[-1]:
@@ -234,8 +235,12 @@ class _Cutter:
         n += 1
         continue
       run = self._labelled(blocks, n)
-      if len(run) > 1:
+      heads = {p.head for p in run}
+      if len(run) > 1 and len(heads) == len(run):
         self._group(run, self._intro(blocks[:n], intro), ordered=False)
+        n += len(run)
+      elif len(run) > 1:  # labels that repeat are a dialogue's
+        self._main(run[0].start, run[-1].end)
         n += len(run)
       elif self._stands_alone(blocks, n):
         self._cut(_Part(block.start, block.start, block.end, None))
@@ -245,7 +250,7 @@ class _Cutter:
         n += 1
 
   def _labelled(self, blocks: Sequence[Block], n: int) -> list[_Part]:
-    """The paragraphs from `n` on that begin with a label, as parts; labels that repeat are a dialogue's."""
+    """The paragraphs from `n` on that begin with a label, as parts."""
     run: list[_Part] = []
     if self.options.paragraphs == "none":
       return run
@@ -257,8 +262,7 @@ class _Cutter:
       if depends.says_farewell(text) or depends.concludes(text):
         break
       run.append(_Part(block.start, block.start, block.end, lead_of(text)))
-    heads = [p.head for p in run]
-    return run if len(set(heads)) == len(heads) else []
+    return run
 
   def _stands_alone(self, blocks: Sequence[Block], n: int) -> bool:
     """Whether a paragraph without a label is a part of its own, where those are asked for."""
@@ -293,10 +297,9 @@ class _Cutter:
       self._main(parts[0].start, parts[-1].end)
       return
     for part in parts:
-      text = self._text(part)
-      if self._looks_back(text, part.start, pronouns=False):
+      if self._waits(part):
         self._join(part.start)
-      elif self.options.least_tokens <= estimated_tokens(text) <= LENGTHS[-1]:
+      elif self.options.least_tokens <= estimated_tokens(self._text(part)) <= LENGTHS[-1]:
         self._cut(part)
 
   def _whole(self, section: _Part) -> None:
