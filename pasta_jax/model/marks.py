@@ -40,16 +40,17 @@ def with_marks(model: Any) -> Any:
 def _grow(cfg: ModelConfig, params: Params, tokenizer: Any) -> tuple[ModelConfig, Params]:
   rows = -(-tokenizer.vocab_size // ROWS) * ROWS
   seeds = [tokenizer.encode(text) for text in tokenizer.control_seed_texts]
+  words, ends = np.concatenate(seeds), np.cumsum([len(ids) for ids in seeds])
   grown = dict(params)
   for name in ("embed", "head"):
     if name not in params:
       continue
     table = params[name]
     new = np.zeros((rows - cfg.vocab_size, table.shape[1]), np.float32)
-    for row, ids in zip(tokenizer.controls.all, seeds, strict=True):
+    found = np.split(np.asarray(table[jnp.asarray(words)].astype(jnp.float32)), ends[:-1])
+    for row, rows_of_words in zip(tokenizer.controls.all, found, strict=True):
       if row >= cfg.vocab_size:
-        mean = jnp.mean(table[jnp.asarray(ids)].astype(jnp.float32), axis=0)
-        new[row - cfg.vocab_size] = np.asarray(mean)
+        new[row - cfg.vocab_size] = rows_of_words.mean(axis=0)
     # The old table is freed once its copy is made, so that only this one is held twice, for a moment.
     longer = jnp.concatenate([table, jnp.asarray(new, table.dtype)])
     grown[name] = jax.device_put(longer, table.sharding)

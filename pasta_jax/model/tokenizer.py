@@ -215,10 +215,8 @@ class Tokenizer(abc.ABC):
       return self
     other = copy.copy(self)
     need = len(MARKS)
-    reserved = sorted(i for i, text in self.specials.items() if _RESERVED.fullmatch(text))
-    runs = [
-      i for i in reserved if all(i + n in self.specials for n in range(need)) and i + need - 1 in reserved
-    ]
+    reserved = {i for i, text in self.specials.items() if _RESERVED.fullmatch(text)}
+    runs = sorted(i for i in reserved if all(i + n in reserved for n in range(need)))
     start = runs[0] if runs else self.vocab_size
     other.controls = ControlIds.of(range(start, start + need))
     other.specials = {i: t for i, t in self.specials.items() if i not in set(other.controls.all)}

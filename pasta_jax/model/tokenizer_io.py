@@ -162,25 +162,45 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
 
 
 def _load_own(folder: pathlib.Path) -> Tokenizer:
-  own = _read_json(folder / OWN_FILE)
+  where = folder / OWN_FILE
+  own = _read_json(where)
   try:
-    r = own["roles"]
-    roles = Roles(r["bos"], r["eos"], r["pad"], r["add_bos"], tuple(r["stop"]), r["chat_template"])
-    controls, grown = own["controls"], own["grown"]
-    if own["kind"] == "spm":
-      path = folder / tokenizer_spm.FILE
-      tokenizer: Tokenizer = SpmTokenizer(_read(path), roles, str(path))
-    else:
-      path = folder / tokenizer_bpe.FILE
-      tokenizer = BpeTokenizer(_read_json(path), roles, str(path))
-  except (KeyError, TypeError) as e:
-    raise TokenizerError(f"{folder / OWN_FILE} lacks {e}; save the tokenizer again") from None
-  if controls is not None:
+    roles, controls, grown = _own_roles(own["roles"]), own["controls"], own["grown"]
+    kind = {"spm": tokenizer_spm, "bpe": tokenizer_bpe}[own["kind"]]
+    if type(grown) is not int or grown < 0:
+      raise ValueError(f"grown is {grown!r}")
+    ids = None if controls is None else ControlIds.of([_int(i) for i in controls])
+  except KeyError as e:
+    raise TokenizerError(f"{where} lacks {e}; save the tokenizer again") from None
+  except (ValueError, TypeError) as e:
+    raise TokenizerError(f"{where} is damaged: {e}; save the tokenizer again") from None
+  path = folder / kind.FILE
+  tokenizer: Tokenizer
+  if kind is tokenizer_spm:
+    tokenizer = SpmTokenizer(_read(path), roles, str(path))
+  else:
+    tokenizer = BpeTokenizer(_read_json(path), roles, str(path))
+  if any(i >= tokenizer.vocab_size for i in (roles.bos, roles.eos, roles.pad, *roles.stop) if i is not None):
+    raise TokenizerError(f"{where}: special ids do not fit the vocabulary beside it")
+  if ids is not None:
     tokenizer = tokenizer.with_controls(tokenizer.vocab_size)
-    if list(ControlIds.of(controls).all) != list(tokenizer.controls.all if tokenizer.controls else ()):
-      raise TokenizerError(f"{folder / OWN_FILE}: control ids do not fit the vocabulary beside it")
+    if ids != tokenizer.controls:
+      raise TokenizerError(f"{where}: control ids do not fit the vocabulary beside it")
     tokenizer.grown = grown
   return tokenizer
+
+
+def _int(value: Any) -> int:
+  if type(value) is not int or value < 0:
+    raise ValueError(f"{value!r} is not an id")
+  return value
+
+
+def _own_roles(r: Mapping[str, Any]) -> Roles:
+  bos, eos, pad = (None if r[name] is None else _int(r[name]) for name in ("bos", "eos", "pad"))
+  if type(r["add_bos"]) is not bool or not isinstance(r["chat_template"], str):
+    raise ValueError("a role has a value of the wrong type")
+  return Roles(bos, eos, pad, r["add_bos"], tuple(map(_int, r["stop"])), r["chat_template"])
 
 
 def _read(path: pathlib.Path) -> bytes:

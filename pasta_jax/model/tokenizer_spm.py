@@ -20,6 +20,8 @@ _SPACE = "\u2581"  # what SentencePiece writes for a space
 # User-defined pieces that are text all the same: runs of white space, and the HTML tags of Gemma.
 _TEXT_PIECE = re.compile(rf"[\s{_SPACE}]+|</?(?!mask\b|pad\b|eos\b|bos\b|unk\b)[a-z]+[1-6]?>")
 
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
 
 def _proto() -> Any:
   return pb.ModelProto()  # type: ignore[attr-defined]  # protobuf makes its classes at run time
@@ -43,6 +45,11 @@ class SpmTokenizer(Tokenizer):
       proto.ParseFromString(model)
       if not proto.pieces:
         raise ValueError("it has no pieces")
+      for i, piece in enumerate(proto.pieces):
+        if not isinstance(piece.piece, str):  # protobuf hands out bytes that are no UTF-8 as they are
+          raise ValueError(f"piece {i} is not UTF-8")
+        if piece.type == BYTE and not _BYTE_PIECE.fullmatch(piece.piece):
+          raise ValueError(f"piece {i} is not a byte")
     except Exception as e:  # protobuf's DecodeError depends on its build
       raise TokenizerError(f"{where} is not a SentencePiece model: {e}") from None
     specials = {}
