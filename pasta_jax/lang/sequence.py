@@ -95,7 +95,7 @@ def training_sequence(
     true_lengths: body lengths that positions="oracle" reserves; None: those of `threads`.
 
   Raises:
-    ValueError: an empty prompt, or an unknown fork or scheme.
+    ValueError: an empty prompt, an unknown fork or scheme, promises and chunks that do not match.
   """
   if not len(prompt):
     raise ValueError("a training sequence needs a prompt of at least one id")
@@ -106,6 +106,8 @@ def training_sequence(
   count = len(bodies)
   is_len = np.isin(main, controls.lens)
   len_at = np.flatnonzero(is_len)  # index in main of the id that closes promise k
+  if len(len_at) != count:
+    raise ValueError(f"{len(len_at)} promises, but {count} chunks")
   promised = np.array([controls.length(int(i)) for i in main[len_at]], np.int64)
   sync_at = np.flatnonzero(main == controls.sync)
   # Round of each chunk: how many syncs stand before its promise. It is joined by the sync of that number.
@@ -190,7 +192,11 @@ def _reserved(
   if positions == "pred10":
     return promised
   if positions == "oracle":
-    return lengths if true_lengths is None else np.asarray(true_lengths, np.int64)[: len(lengths)]
+    if true_lengths is None:
+      return lengths
+    if len(true_lengths) < len(lengths):
+      raise ValueError(f"{len(true_lengths)} true lengths for {len(lengths)} chunks")
+    return np.asarray(true_lengths, np.int64)[: len(lengths)]
   if positions == "fixed":
     return np.full(len(promised), fixed, np.int64)
   if positions in ("none", "max"):

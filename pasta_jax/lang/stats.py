@@ -13,7 +13,6 @@ A chunk's `<async>` is fed beside the length id that closes its promise, and a `
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 from pasta_jax.lang.marks import ControlIds
 from pasta_jax.lang.threads import Threads
@@ -94,30 +93,51 @@ def _topic_lengths(threads: Threads, controls: ControlIds) -> list[int]:
   return lengths
 
 
-def critical_path(threads: Threads, controls: ControlIds, fork: str = "eager") -> int:
-  """Decode steps of a document with a lane for every thread; see the module's drawing."""
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When a document's ids are fed, with a lane for every thread; steps count from 1.
+
+  Attributes:
+    main: the step of each main id.
+    chunks: of each chunk, the step of its `<async>`; its ids follow one a step.
+  """
+
+  main: tuple[int, ...]
+  chunks: tuple[int, ...]
+
+
+def schedule(threads: Threads, controls: ControlIds, fork: str = "eager") -> Schedule:
+  """The steps of a document; see the module's drawing."""
   lens = set(controls.lens)
-  bodies: Sequence[tuple[int, ...]] = threads.chunks
   step = 0  # in which the main thread's last id was fed
-  opened = 0
-  waiting: list[int] = []  # grouped chunks that have not started
-  closes: list[int] = []  # of the round's chunks, the step that feeds `</async>`
-  last = 0  # the last step that feeds a body id
+  main: list[int] = []
+  starts: list[int] = []
+  opened = joined = 0
+
+  def fork_round() -> None:
+    starts.extend([step + 1] * (opened - len(starts)))
+
   for token in threads.main:
     if token == controls.sync:
-      closes += [step + 1 + len(bodies[k]) + 1 for k in waiting]
+      fork_round()
+      # Fed beside the last `</async>`.
+      closes = [starts[k] + len(threads.chunks[k]) + 1 for k in range(joined, opened)]
       step = max([step + 1, *closes])
-      last = max(last, step)
-      waiting, closes = [], []
-      continue
-    step += 1
-    last = max(last, step)
-    if token in lens:
-      if fork == "eager":
-        closes.append(step + len(bodies[opened]) + 1)
-      else:
-        waiting.append(opened)
-      opened += 1
+      joined = opened
+    else:
+      step += 1
+      if token in lens:
+        opened += 1
+        if fork == "eager":
+          starts.append(step)
+    main.append(step)
+  fork_round()
+  return Schedule(tuple(main), tuple(starts))
+
+
+def critical_path(threads: Threads, controls: ControlIds, fork: str = "eager") -> int:
+  """Decode steps of a document with a lane for every thread; see the module's drawing."""
+  steps = schedule(threads, controls, fork)
   # What no sync joins need not feed `</async>`, unless the main thread is still going.
-  closes += [step + 1 + len(bodies[k]) + 1 for k in waiting]
-  return max([last, *(c - 1 if c > step else c for c in closes)])
+  bodies = (start + len(body) for start, body in zip(steps.chunks, threads.chunks))
+  return max([0, *steps.main[-1:], *bodies])

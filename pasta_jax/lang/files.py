@@ -1,0 +1,82 @@
+"""Documents from files: annotated text, the JSON form, or JSONL rows that hold annotated text."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pasta_jax.lang.document import Document
+from pasta_jax.lang.parse import parse
+from pasta_jax.lang.render import from_json
+
+# Where a row keeps its document: data sets, and what decode.main writes.
+ROW_KEYS = ("document", "annotated")
+
+
+def read_documents(
+  path: str, read: Callable[[str], Document] = parse, row: int | None = None
+) -> Iterator[tuple[str, Document]]:
+  """The documents of a file, each with its place: the path, or path and row.
+
+  Args:
+    path: `.jsonl` has rows with one of ROW_KEYS, `.json` a document as render.to_json gives it, anything
+      else is annotated text; "-" is annotated text from standard input.
+    read: from annotated text to a document.
+    row: of JSONL, the line to read alone, from 1; None: all.
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: no document; the message begins with the place.
+  """
+  if not path.endswith(".jsonl"):
+    yield path, _at(path, lambda: _whole(path, read))
+    return
+  last = 0
+  with open(path, "rb") as f:
+    for last, raw in enumerate(f, start=1):
+      if raw.strip() and row in (None, last):
+        place = f"{path} row {last}"
+        yield place, _at(place, lambda raw=raw: _row(raw, read))  # type: ignore[misc]
+      if row == last:
+        if not raw.strip():
+          raise ValueError(f"{path}: row {row} is blank")
+        return
+  if row is not None:
+    raise ValueError(f"{path}: no row {row}; the file has {last}")
+
+
+def _at(place: str, read: Callable[[], Document]) -> Document:
+  try:
+    return read()
+  except UnicodeDecodeError as e:
+    raise ValueError(f"{place}: not UTF-8 at byte {e.start}") from None
+  except RecursionError:
+    raise ValueError(f"{place}: JSON that is nested too deeply") from None
+  except json.JSONDecodeError as e:
+    raise ValueError(f"{place}: not JSON: {e}") from None
+  except ValueError as e:
+    raise ValueError(f"{place}: {e}") from None
+
+
+def _whole(path: str, read: Callable[[str], Document]) -> Document:
+  raw = sys.stdin.buffer.read() if path == "-" else _bytes(path)
+  text = raw.decode("utf-8")
+  return from_json(json.loads(text)) if path.endswith(".json") else read(text)
+
+
+def _bytes(path: str) -> bytes:
+  if os.path.isdir(path):
+    raise ValueError("a folder; name a file")
+  with open(path, "rb") as f:
+    return f.read()
+
+
+def _row(raw: bytes, read: Callable[[str], Document]) -> Document:
+  values: Any = json.loads(raw.decode("utf-8"))
+  if not isinstance(values, dict):
+    raise ValueError("not a JSON object")
+  for key in ROW_KEYS:
+    if isinstance(values.get(key), str):
+      return read(values[key])
+  raise ValueError(f"no string under {' or '.join(map(repr, ROW_KEYS))}")
