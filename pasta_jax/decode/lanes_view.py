@@ -10,7 +10,6 @@
  step 21 · width 4 · 2 of 2 chunks run · 61 tokens/s
 """
 
-import collections
 import dataclasses
 import time
 from collections.abc import Iterable
@@ -136,22 +135,23 @@ class LanesView:
 
   def draw(self, console: Console, width: int, height: int) -> RenderableType:
     """The view in `width` columns and at most `height` lines."""
-    board = self.board
+    panels = self.board.panels
     # The last line stays free: a terminal scrolls when it is written.
-    room = max(height - 2, 3)
-    # Chunks that run come first where not all have room.
-    panels = board.panels
+    room = height - 2
+    if room < LEAST_HEIGHT:
+      return self._footer(0)
     columns = max(min(width // LEAST_WIDTH, len(panels)), 1)
-    least_main = min(LEAST_HEIGHT, room)
+    # The main thread has a third, or less where the chunks would not fit otherwise.
+    wanted = -(-len(panels) // columns) * LEAST_HEIGHT
+    least_main = max(min(room // 3, room - wanted), LEAST_HEIGHT)
     rows = min(-(-len(panels) // columns), (room - least_main) // LEAST_HEIGHT)
     shown = _fit(panels, rows * columns)
-    rows = -(-len(shown) // columns)
     panel_height = min((room - least_main) // rows, MOST_HEIGHT) if rows else 0
     main_height = min(room - rows * panel_height, MOST_HEIGHT)
     parts: list[RenderableType] = [self._main(console, width, main_height)]
     for at in range(0, len(shown), columns):
       parts.append(self._row(console, shown[at : at + columns], width, columns, panel_height))
-    parts.append(self._footer(width, len(panels) - len(shown)))
+    parts.append(self._footer(len(panels) - len(shown)))
     return Group(*parts)
 
   def _row(
@@ -178,16 +178,16 @@ class LanesView:
     text = Text(visible_text(panel.text), style="dim" if panel.state == "done" else "")
     return _panel(console, text, width, height, title, below, panel.color)
 
-  def _footer(self, width: int, hidden: int) -> Text:
+  def _footer(self, hidden: int) -> Text:
     b = self.board
     seconds = self.now() - self.started if self.started is not None else 0.0
     facts = [f"step {b.step}", f"width {b.width}"]
     if seconds > 0:
       facts.append(f"{b.tokens / seconds:.0f} tokens/s")
-    if b.chunks:
-      facts.append(f"{b.running} of {b.chunks} chunks run")
     if hidden:
       facts.append(f"{hidden} not shown")
+    if b.chunks:
+      facts.append(f"{b.running} of {b.chunks} chunks run")
     return Text(" " + " · ".join(facts), style="reverse", no_wrap=True, overflow="ellipsis")
 
 
@@ -202,10 +202,12 @@ def _panel(
   console: Console, text: Text, width: int, height: int, title: Text, below: str, color: str
 ) -> Panel:
   """A panel with the last lines of a text that it has room for."""
-  lines = text.wrap(console, max(width - 4, 1))
+  text.rstrip()
+  # Empty lines say nothing here, and cost room.
+  lines = [line for line in text.wrap(console, max(width - 4, 1)) if line.plain.strip()]
   room = max(height - 2, 1)
   return Panel(
-    Text("\n").join(collections.deque(lines, maxlen=room)),
+    Text("\n").join(lines[-room:]),
     title=title,
     title_align="left",
     subtitle=below or None,

@@ -140,18 +140,24 @@ def _texts(draws: Sequence[Draw], tokenizer: Any, controls: ControlIds | None) -
   A character of several ids comes with the last of them.
   """
   streams: dict[int, Any] = {}
-  texts = []
+  before: dict[int, int] = {}  # each thread's last draw
+  texts: list[str] = []
   marks = dict(zip(controls.all, MARKS, strict=True)) if controls is not None else {}
-  for d in draws:
+  for n, d in enumerate(draws):
     stream = streams.setdefault(d.thread, tokenizer.stream())
     if d.token is None:
       texts.append("")
     elif d.token in marks:
-      # Text that follows a mark is decoded by itself, as in a document.
-      texts.append(stream.flush() + marks[d.token])
+      # What follows a mark is decoded by itself, as in a document; a broken character ends before it.
+      if d.thread in before:
+        texts[before[d.thread]] += stream.flush()
+      texts.append(marks[d.token])
       streams[d.thread] = tokenizer.stream()
     else:
       texts.append(stream.push(d.token))
+    before[d.thread] = n
+  for thread, n in before.items():
+    texts[n] += streams[thread].flush()
   return texts
 
 
