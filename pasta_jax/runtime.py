@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 
 def default_cache_folder() -> str:
   """Where compiled programs are kept: `pasta_jax/xla` in the user's cache folder."""
@@ -28,6 +26,8 @@ def use_compilation_cache(folder: str) -> None:
 
   A folder that cannot be written costs a warning, not the run.
   """
+  import jax  # here, so that programs without a model do not wait for it
+
   if not folder:
     jax.config.update("jax_enable_compilation_cache", False)
     return
