@@ -1,10 +1,9 @@
 """Documents from files: annotated text, the JSON form, or JSONL rows that hold annotated text."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from pasta_jax.lang.document import Document
 from pasta_jax.lang.parse import parse
@@ -26,14 +25,14 @@ def read_documents(
     row: of JSONL, the line to read alone, from 1; None: all.
 
   Raises:
-    OSError: the file cannot be read.
-    ValueError: no document; the message begins with the place.
+    ValueError: the file cannot be read, or holds no document; the message begins with the place.
   """
   if not path.endswith(".jsonl"):
-    yield path, _at(path, lambda: _whole(path, read))
+    place = "standard input" if path == "-" else path
+    yield place, _at(place, lambda: _whole(path, read))
     return
   last = 0
-  with open(path, "rb") as f:
+  with _opened(path) as f:
     for last, raw in enumerate(f, start=1):
       if raw.strip() and row in (None, last):
         place = f"{path} row {last}"
@@ -56,20 +55,22 @@ def _at(place: str, read: Callable[[], Document]) -> Document:
   except json.JSONDecodeError as e:
     raise ValueError(f"{place}: not JSON: {e}") from None
   except ValueError as e:
-    raise ValueError(f"{place}: {e}") from None
+    raise ValueError(f"{place}: {str(e).removeprefix(f'{place}: ')}") from None
 
 
 def _whole(path: str, read: Callable[[str], Document]) -> Document:
-  raw = sys.stdin.buffer.read() if path == "-" else _bytes(path)
-  text = raw.decode("utf-8")
+  if path == "-":
+    return read(sys.stdin.buffer.read().decode("utf-8"))
+  with _opened(path) as f:
+    text = f.read().decode("utf-8")
   return from_json(json.loads(text)) if path.endswith(".json") else read(text)
 
 
-def _bytes(path: str) -> bytes:
-  if os.path.isdir(path):
-    raise ValueError("a folder; name a file")
-  with open(path, "rb") as f:
-    return f.read()
+def _opened(path: str) -> BinaryIO:
+  try:
+    return open(path, "rb")
+  except OSError as e:
+    raise ValueError(f"{path}: {e.strerror}") from None
 
 
 def _row(raw: bytes, read: Callable[[str], Document]) -> Document:

@@ -19,6 +19,7 @@ that the table does not allow is masked before sampling, so that every decode is
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -162,6 +163,20 @@ def allowed_kinds(phase: Phase, holds: Mapping[str, Any]) -> Kind:
     if rule.phase == phase and (not rule.when or bool(holds[rule.when])):
       kinds |= rule.kind
   return kinds
+
+
+@functools.cache
+def allowed_unbounded(phase: Phase, opened: bool = False, begun: bool = False) -> Kind:
+  """The kinds that a thread in `phase` may draw where no budget and no cap is near: what validators ask.
+
+  Args:
+    opened: a chunk was opened since the last sync.
+    begun: the topic has a piece, or the chunk's body an id.
+  """
+  count = int(begun)
+  state = {"left": 10**9, "ends": True, "opened": int(opened), "round_start": 0}
+  state |= {"pieces": count, "words": count, "body": count, "grant": 10**9}
+  return allowed_kinds(phase, facts(Limits(), state))
 
 
 def token_kinds(

@@ -8,10 +8,9 @@ docs/pasta_lang.ebnf is the grammar. What may stand where comes from the table i
 """
 
 import dataclasses
-import functools
 
 from pasta_jax.lang.document import TOPIC_WORDS, Chunk, Document, Part, Sync, Text, topic_problem, unescape
-from pasta_jax.lang.grammar import Kind, Limits, Phase, allowed_kinds, facts
+from pasta_jax.lang.grammar import Kind, Phase, allowed_unbounded
 from pasta_jax.lang.marks import LENGTHS
 from pasta_jax.lang.tags import OPEN, Lines, Tag, closing_of, shown, strict_tags
 
@@ -63,18 +62,6 @@ def parse(text: str) -> Document:
 def problems(text: str) -> tuple[Problem, ...]:
   """Everything that keeps a text from being a document, in order; empty where `parse` succeeds."""
   return tuple(_Reader(text).read()[1])
-
-
-@functools.cache
-def _allowed(phase: Phase, opened: bool, body: bool) -> Kind:
-  """The marks that the grammar allows, budgets left aside.
-
-  Args:
-    opened: a chunk was opened since the last sync.
-    body: the chunk has a body.
-  """
-  state = {"left": 10**9, "ends": True, "opened": int(opened), "round_start": 0, "pieces": 0, "words": 0}
-  return allowed_kinds(phase, facts(Limits(), state | {"body": int(body), "grant": 10**9}))
 
 
 _NAMES = {Kind.TEXT: "text", Kind.PROMISE: "<promise .../>", Kind.SYNC: "<sync/>", Kind.CLOSE: "</async>"}
@@ -147,7 +134,7 @@ class _Reader:
       self.phase, self.depth, self.open, self.body = Phase.CHUNK, 0, number, []
       self.kept, self.body_start = promise, tag.end
       return
-    allowed = _allowed(Phase.MAIN, self.opened, False)
+    allowed = allowed_unbounded(Phase.MAIN, self.opened)
     if tag.kind == Kind.OTHER:
       return
     if not tag.kind & allowed:
@@ -174,7 +161,8 @@ class _Reader:
       self.expect(tag.end - len('"/>') - len(tag.tokens), _TOKENS_RULE)
 
   def in_chunk(self, tag: Tag) -> None:
-    allowed = _allowed(Phase.CHUNK, True, bool(self.depth or self.body or tag.start > self.body_start))
+    begun = bool(self.depth or self.body or tag.start > self.body_start)
+    allowed = allowed_unbounded(Phase.CHUNK, begun=begun)
     if tag.kind == Kind.CLOSE and self.depth:
       self.depth -= 1
       return

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from pasta_jax.lang.document import Chunk, Document, Sync, Text
+from pasta_jax.lang.grammar import Kind, Phase, allowed_unbounded
 from pasta_jax.lang.marks import ControlIds
 
 
@@ -87,34 +88,43 @@ def decode_threads(
 def problems(threads: Threads, controls: ControlIds) -> list[str]:
   """Where the ids break the token grammar, in order; empty for a document."""
   found = []
-  lens, marks = set(controls.lens), set(controls.all)
+  marks = _kinds_of_marks(controls)
   opened = joined = 0
-  topic: int | None = None  # pieces of the promise under way
+  phase, begun = Phase.MAIN, False  # the promise under way has a piece
   for at, token in enumerate(threads.main):
-    if topic is not None:
-      if token in lens:
-        if not topic:
-          found.append(f"main id {at}: a promise without a topic")
-        topic, opened = None, opened + 1
-      elif token in marks:
-        found.append(f"main id {at}: a mark inside a promise")
-      else:
-        topic += 1
-    elif token == controls.promise:
-      topic = 0
-    elif token == controls.sync:
-      if opened == joined:
-        found.append(f"main id {at}: a sync, but no chunk was opened since the last one")
+    kind = marks.get(token, Kind.TOPIC if phase == Phase.TOPIC else Kind.TEXT)
+    if not kind & allowed_unbounded(phase, opened > joined, begun):
+      found.append(f"main id {at}: {_complaint(phase, kind)}")
+    if phase == Phase.TOPIC:
+      begun = begun or kind == Kind.TOPIC
+      if kind == Kind.LEN:
+        phase, opened = Phase.MAIN, opened + 1
+    elif kind == Kind.PROMISE:
+      phase, begun = Phase.TOPIC, False
+    elif kind == Kind.SYNC:
       joined = opened
-    elif token in marks:
-      found.append(f"main id {at}: a mark that cannot stand here")
-  if topic is not None:
+  if phase == Phase.TOPIC:
     found.append("the main thread ends inside a promise")
   if opened != len(threads.chunks):
     found.append(f"{opened} promises, but {len(threads.chunks)} chunks")
   for number, body in enumerate(threads.chunks, start=1):
-    if not body:
+    if not Kind.CLOSE & allowed_unbounded(Phase.CHUNK, begun=bool(body)):
       found.append(f"chunk {number} is empty")
-    if not marks.isdisjoint(body):
+    if not marks.keys().isdisjoint(body):
       found.append(f"chunk {number}: a mark inside its body")
   return found
+
+
+def _kinds_of_marks(controls: ControlIds) -> dict[int, Kind]:
+  kinds = dict.fromkeys(controls.lens, Kind.LEN)
+  # `<async>` is fed, never drawn: no rule allows it.
+  marks = {controls.promise: Kind.PROMISE, controls.close: Kind.CLOSE, controls.sync: Kind.SYNC}
+  return kinds | marks | {controls.open: Kind(0)}
+
+
+def _complaint(phase: Phase, kind: Kind) -> str:
+  if phase == Phase.TOPIC:
+    return "a promise without a topic" if kind == Kind.LEN else "a mark inside a promise"
+  if kind == Kind.SYNC:
+    return "a sync, but no chunk was opened since the last one"
+  return "a mark that cannot stand here"

@@ -8,11 +8,11 @@ from pasta_jax.lang.marks import MARKS, ControlIds
 CONTROLS = ControlIds.of(range(len(MARKS)))
 END_ID = len(MARKS)
 
-_WORD = re.compile(r"\s*\S+|\s+\Z")
+_WORD = re.compile(r"\s*\S+\s*|\s+")
 
 
 class Words:
-  """Encodes text as words, each with the whitespace before it; the last may be whitespace alone."""
+  """Encodes text as words, each with the whitespace after it; the first has what stands before it, too."""
 
   def __init__(self) -> None:
     self._ids: dict[str, int] = {}
