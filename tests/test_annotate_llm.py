@@ -1,0 +1,489 @@
+"""Annotation through a chat endpoint on loopback that fails in every ordinary way."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("markdown_it")
+pytest.importorskip("httpx2")
+
+from pasta_jax.decode.journal import OutputError, partial_path
+from pasta_jax.lang.parse import parse
+from pasta_jax.train.annotate.chat import ChatOptions, EndpointError, read_key, retry_after
+from pasta_jax.train.annotate.limits import RateLimit
+from pasta_jax.train.annotate.rows import Keys
+from pasta_jax.train.annotate.run import RunOptions, parse_extra, parse_prices, run
+from tests.annotate_server import answer_for, endpoint, marked, rows_for
+
+KEY = "sk-very-secret-0123456789"
+
+
+@pytest.fixture()
+def server():
+  with endpoint() as it:
+    yield it
+
+
+def write(path, rows):
+  lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
+  path.write_bytes(b"\n".join(lines) + b"\n")
+  return str(path)
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def options(server, tmp_path, rows, chat=None, **kwargs):
+  """Options with short pauses."""
+  chat = {"model": "m", "base_url": server.url, "timeout": 5.0, "attempts": 3, "backoff": 0.01} | (chat or {})
+  return RunOptions(
+    annotator="llm",
+    input=write(tmp_path / "in.jsonl", rows),
+    output=str(tmp_path / "out.jsonl"),
+    rejected=str(tmp_path / "rejected.jsonl"),
+    chat=ChatOptions(**chat),
+    **kwargs,
+  )
+
+
+def check_done(tmp_path, tags):
+  """Every row is there, in order, with its own document."""
+  out = read(tmp_path / "out.jsonl")
+  assert [r["id"] for r in out] == list(tags)
+  for row in out:
+    assert parse(row["document"]).plain == answer_for(row["id"])
+    assert row["annotator"] == "llm:m"
+    assert set(row) - {"repairs"} == {"prompt", "id", "document", "annotator"}
+  assert not partial_path(tmp_path / "out.jsonl").exists()
+  return out
+
+
+def test_rows_come_back_marked_in_order_and_are_counted(server, tmp_path):
+  server.delay = 0.05
+  tags = [f"row {n}" for n in range(12)]
+  account = run(options(server, tmp_path, rows_for(tags), concurrency=4, prices=(1.0, 10.0)))
+  out = check_done(tmp_path, tags)
+  assert out[0]["document"] == marked(answer_for("row 0")).replace('"20"', '"30"')
+  assert 2 <= server.most_together <= 4
+  assert (account.annotated, account.split, account.chunks, account.syncs) == (12, 12, 24, 12)
+  assert (account.usage.requests, account.usage.input_tokens, account.usage.output_tokens) == (12, 1200, 600)
+  assert account.cost == pytest.approx((1200 * 1.0 + 600 * 10.0) / 1e6)
+  assert not (tmp_path / "rejected.jsonl").read_text()
+
+
+PASSING = {
+  "busy": [(429, {}, {"error": {"message": "slow down"}}), "good"],
+  "down": [(500, {}, {"error": "x"}), (503, {}, {}), "good"],
+  "gateway": ["html", "good"],
+  "cut": ["cut", "good"],
+  "closed": ["closed", "good"],
+  "slow": ["slow", "good"],
+  "garbled": ["not json", "null", "good"],
+  "silent": ["no choices", "good"],
+  "changed": ["changed", "good"],
+  "broken": ["broken", "good"],
+  "empty": ["empty", "good"],
+  "mended": ["mendable"],
+  "spelt": ["spelling"],
+  "around": ["around"],
+  "plain": ["unmarked"],
+  "bare": ["bare"],
+}
+
+
+def test_every_failure_that_passes_is_tried_again(server, tmp_path):
+  server.plans = PASSING
+  account = run(options(server, tmp_path, rows_for(PASSING), chat={"timeout": 1.0}))
+  out = {r["id"]: r for r in check_done(tmp_path, PASSING)}
+  for tag, plan in PASSING.items():
+    assert server.count(tag) == len(plan), tag
+    assert ("<async>" in out[tag]["document"]) == (tag != "plain")
+  assert {tag: out[tag].get("repairs") for tag in ("mended", "spelt", "around", "bare")} == {
+    "mended": ["unclosed chunk"], "spelt": ["text spelling"], "around": ["text around"], "bare": None,
+  }  # fmt: skip
+  assert dict(account.retries) == {
+    "rate_limited": 1, "server_error": 3, "connection": 2, "timeout": 1, "malformed_reply": 2, "no_choices": 1,
+  }  # fmt: skip
+
+
+def test_a_second_question_tells_the_model_what_was_wrong(server, tmp_path):
+  server.plans = {"t": ["changed", "good"]}
+  run(options(server, tmp_path, rows_for(["t"])))
+  first, second = (body["messages"] for *_, body in server.asked)
+  assert second[: len(first)] == first
+  assert [m["role"] for m in second[len(first) :]] == ["assistant", "user"]
+  assert "never take the plane" in second[-2]["content"]
+  assert "differs from the answer at its character" in second[-1]["content"]
+
+
+REJECTED = {
+  "text_changed": ["changed"],
+  "broken_marks": ["broken"],
+  "empty_reply": ["empty"],
+  "cut_off": ["length"],
+  "refused": ["filter"],
+  "bad_request": [(400, {}, {"error": {"message": "this content is too long"}})],
+}
+
+
+def test_what_cannot_be_used_is_rejected_with_a_reason_that_is_counted(server, tmp_path, capsys):
+  server.plans = REJECTED
+  account = run(
+    options(server, tmp_path, rows_for([*REJECTED, "fine"]), report=str(tmp_path / "report.json"))
+  )
+  check_done(tmp_path, ["fine"])
+  rejected = read(tmp_path / "rejected.jsonl")
+  assert {r["id"]: r["reason"] for r in rejected} == {reason: reason for reason in REJECTED}
+  assert [r["line"] for r in rejected] == [1, 2, 3, 4, 5, 6]
+  assert all(r["answer"] == answer_for(r["id"]) and r["detail"] for r in rejected)
+  assert dict(account.reasons) == dict.fromkeys(REJECTED, 1)
+  assert json.loads((tmp_path / "report.json").read_text())["reasons"] == dict.fromkeys(REJECTED, 1)
+  said = capsys.readouterr().err
+  assert "7 rows: 1 annotated, 6 rejected" in said
+  assert "1 text_changed" in said
+  # Two questions where a second may help, one where it cannot.
+  assert {t: server.count(t) for t in REJECTED} == {
+    "text_changed": 2, "broken_marks": 2, "empty_reply": 2, "cut_off": 1, "refused": 1, "bad_request": 1,
+  }  # fmt: skip
+
+
+def test_bad_rows_are_reported_with_their_lines_and_the_rest_goes_on(server, tmp_path, capsys):
+  good = rows_for(["a", "b"])
+  bad = [
+    b"{not json", b"\xff", b"[1]", {"prompt": "p"}, {"answer": "a"}, {"prompt": 7, "answer": "a"},
+    {"prompt": "p", "answer": " \n"}, {"prompt": " ", "answer": "a"}, {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": "x"}]}, {"prompt": "p", "answer": "\ud800"},
+  ]  # fmt: skip
+  account = run(options(server, tmp_path, [good[0], *bad, b"", good[1]]))
+  check_done(tmp_path, ["a", "b"])
+  assert account.reasons["bad_row"] == len(bad)
+  said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("line ")]
+  assert [line.split(":")[0] for line in said] == [f"line {n}" for n in range(2, 2 + len(bad))]
+
+
+def test_rows_come_in_the_shapes_that_data_sets_have(server, tmp_path):
+  answer = answer_for("x")
+  rows = [
+    {"instruction": "Do [x]", "context": "Here.", "response": answer, "n": 1},
+    {"messages": [{"role": "user", "content": "Do [x]"}, {"role": "assistant", "content": answer}], "n": 2},
+    {"question": "Do [x]", "answer": answer.replace("\n", "\r\n") + "\n"},
+    {"prompt": "Do [x]", "document": marked(answer)},
+  ]
+  run(options(server, tmp_path, rows))
+  out = read(tmp_path / "out.jsonl")
+  assert [parse(r["document"]).plain for r in out] == [answer] * 4
+  assert out[0]["prompt"] == "Do [x]\n\nHere."
+  assert out[1]["messages"] == [{"role": "user", "content": "Do [x]"}]
+  assert [set(r) for r in out[:2]] == [
+    {"prompt", "document", "annotator", "n"}, {"messages", "document", "annotator", "n"},
+  ]  # fmt: skip
+  (tmp_path / "out.jsonl").unlink()
+  run(options(server, tmp_path, [{"p": "Do [x]", "a": answer}], keys=Keys("p", "a")))
+  assert read(tmp_path / "out.jsonl")[0]["prompt"] == "Do [x]"
+
+
+# -- pauses and limits
+
+
+def test_retry_after_holds_every_row(server, tmp_path):
+  server.plans = {"a": [(429, {"Retry-After": "1"}, {}), "good"], "b": ["good"], "c": ["good"]}
+  run(options(server, tmp_path, rows_for("abc"), concurrency=1, chat={"backoff": 0.0}))
+  times = [t for t, *_ in server.asked]
+  assert times[1] - times[0] >= 0.95
+  assert times[-1] - times[1] < 0.9
+
+
+def test_an_endpoint_that_asks_to_wait_too_long_is_not_waited_for(server, tmp_path):
+  server.plans = {"a": [(429, {"Retry-After": "3600"}, {})]}
+  started = time.monotonic()
+  with pytest.raises(EndpointError, match=r"1 of 1 rows have no verdict \(1 rate_limited\)"):
+    run(options(server, tmp_path, rows_for("a")))
+  assert time.monotonic() - started < 5
+  assert server.count("a") == 1
+
+
+def test_pauses_between_attempts_grow(server, tmp_path):
+  server.plans = {"a": [(500, {}, {}), (500, {}, {}), (500, {}, {}), "good"]}
+  run(options(server, tmp_path, rows_for("a"), chat={"backoff": 0.1, "attempts": 4}))
+  times = [t for t, *_ in server.asked]
+  pauses = [b - a for a, b in zip(times, times[1:])]
+  for n, pause in enumerate(pauses):
+    assert 0.05 * 2**n <= pause <= 0.15 * 2**n + 0.4
+
+
+def test_retry_after_is_read_in_every_form():
+  assert retry_after({"retry-after": "7"}) == 7
+  assert retry_after({"retry-after": "1", "retry-after-ms": "250"}) == 0.25
+  later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+  assert 25 < retry_after({"retry-after": later}) <= 30
+  assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+  assert retry_after({"retry-after": "soon"}) == retry_after({}) == retry_after({"retry-after": "-5"}) == 0
+
+
+def test_rate_limits_hold_in_every_window():
+  async def times(limit, costs):
+    passed = []
+
+    async def one(cost):
+      await limit.wait(cost)
+      passed.append((time.monotonic(), cost))
+
+    await asyncio.gather(*(one(c) for c in costs))
+    return passed
+
+  for limit, costs in ((3, [1] * 8), (100, [60, 30, 50, 20, 500, 10])):
+    passed = asyncio.run(times(RateLimit(limit, period=0.3), costs))
+    assert [c for _, c in passed] == costs  # first come, first served
+    for start, _ in passed:
+      inside = [c for t, c in passed if start <= t < start + 0.29]
+      assert sum(inside) <= limit or len(inside) == 1
+  unlimited = asyncio.run(times(RateLimit(0), [1000] * 50))
+  assert unlimited[-1][0] - unlimited[0][0] < 0.2
+
+
+def test_a_settled_cost_makes_room():
+  async def check():
+    limit = RateLimit(100, period=30.0)
+    entry = await limit.wait(100)
+    limit.settle(entry, 10)
+    await asyncio.wait_for(limit.wait(90), 1)
+
+  asyncio.run(check())
+
+
+# -- endpoints that are no use
+
+
+@pytest.mark.parametrize(
+  ("step", "says"),
+  [
+    (
+      (401, {}, {"error": {"message": f"Incorrect API key provided: {KEY}"}}),
+      r"refuses the key \(TEST_KEY\)",
+    ),
+    ((403, {}, {}), "refuses the key"),
+    ((400, {}, {"error": {"message": "bad", "details": [{"reason": "API_KEY_INVALID"}]}}), "refuses the key"),
+    (
+      (404, {}, {"error": {"message": "no such model"}}),
+      "check --base_url, --provider and --model: HTTP 404",
+    ),
+    ((302, {"Location": "/login"}, {}), "check --base_url"),
+    ((402, {}, {}), "quota is spent"),
+    ((429, {}, {"error": {"message": "pay", "code": "insufficient_quota"}}), "quota is spent: HTTP 429: pay"),
+  ],
+)
+def test_an_endpoint_that_will_never_answer_ends_the_run_at_once(server, tmp_path, monkeypatch, step, says):
+  monkeypatch.setenv("TEST_KEY", KEY)
+  tags = [f"r{n}" for n in range(20)]
+  server.plans = {tags[2]: [step]}
+  with pytest.raises(EndpointError, match=says) as e:
+    run(options(server, tmp_path, rows_for(tags), concurrency=2, chat={"key_env": "TEST_KEY"}))
+  assert "go on with --resume" in str(e.value)
+  assert KEY not in str(e.value)
+  assert len(server.asked) < 8
+  assert not (tmp_path / "out.jsonl").exists()
+  server.plans = {}
+  done = len(server.asked)
+  run(options(server, tmp_path, rows_for(tags), resume=True, chat={"key_env": "TEST_KEY"}))
+  check_done(tmp_path, tags)
+  assert len(server.asked) < done + 20  # rows that were done are not asked for again
+
+
+def test_rows_that_fail_one_after_the_other_end_the_run(server, tmp_path):
+  tags = [f"r{n}" for n in range(30)]
+  server.plans = {t: ["html"] for t in tags}
+  with pytest.raises(EndpointError, match="4 rows in a row got no usable reply, the last one server_error"):
+    run(options(server, tmp_path, rows_for(tags), concurrency=1, max_failures=4, chat={"attempts": 1}))
+  assert len(server.asked) == 4
+
+
+def test_nobody_listening_is_said_in_one_line(server, tmp_path):
+  server.server_close()
+  with pytest.raises(EndpointError, match=r"1 of 1 rows have no verdict \(1 connection\)"):
+    run(options(server, tmp_path, rows_for("a")))
+
+
+def test_rows_without_a_verdict_wait_for_resume_or_are_given_up(server, tmp_path):
+  server.plans = {"b": ["cut"]}
+  with pytest.raises(EndpointError, match=r"1 of 3 rows have no verdict \(1 connection\).*--give_up"):
+    run(options(server, tmp_path, rows_for("abc")))
+  assert not (tmp_path / "out.jsonl").exists()
+  account = run(options(server, tmp_path, rows_for("abc"), resume=True, give_up=True))
+  check_done(tmp_path, "ac")
+  assert dict(account.reasons) == {"unanswered": 1}
+  assert account.usage.requests == 2  # of both runs
+  assert (server.count("a"), server.count("b"), server.count("c")) == (1, 6, 1)
+
+
+def test_an_interrupted_run_goes_on_with_the_same_settings_only(server, tmp_path):
+  server.plans = {"b": ["cut"]}
+  with pytest.raises(EndpointError):
+    run(options(server, tmp_path, rows_for("ab")))
+  with pytest.raises(OutputError, match="--resume"):
+    run(options(server, tmp_path, rows_for("ab")))
+  with pytest.raises(OutputError, match="another model"):
+    run(options(server, tmp_path, rows_for("ab"), resume=True, chat={"model": "other"}))
+
+
+# -- Gemini's own protocol
+
+
+def test_gemini_is_asked_in_its_own_protocol(server, tmp_path, monkeypatch):
+  monkeypatch.setenv("TEST_KEY", KEY)
+  server.plans = {
+    "cut": ["length"],
+    "blocked": ["blocked"],
+    "unsafe": ["filter"],
+    "none": ["no choices", "good"],
+  }
+  tags = ["fine", "cut", "blocked", "unsafe", "none"]
+  chat = {"provider": "gemini", "model": "gemini-x", "key_env": "TEST_KEY"}
+  account = run(options(server, tmp_path, rows_for(tags), chat=chat))
+  assert [r["id"] for r in read(tmp_path / "out.jsonl")] == ["fine", "none"]
+  assert dict(account.reasons) == {"cut_off": 1, "refused": 2}
+  assert account.usage.output_tokens == 50 * account.usage.requests
+  for _, _, path, headers, body in server.asked:
+    assert path == "/v1/models/gemini-x:generateContent"  # no key in it
+    assert {k.lower(): v for k, v in headers.items()}["x-goog-api-key"] == KEY
+    assert "authorization" not in {k.lower() for k in headers}
+    assert body["systemInstruction"]["parts"][0]["text"]
+    assert {c["role"] for c in body["contents"]} == {"user", "model"}
+    assert body["generationConfig"]["maxOutputTokens"] > 512
+
+
+# -- the key
+
+
+def test_the_key_is_sent_and_is_in_no_log_error_or_file(server, tmp_path, monkeypatch, capsys, caplog):
+  monkeypatch.setenv("TEST_KEY", KEY)
+  caplog.set_level(logging.DEBUG)
+  server.plans = {
+    "echo": [(500, {}, {"error": {"message": f"you sent {KEY}"}})],
+    "told": [(400, {}, {"error": {"message": f"not with {KEY}"}})],
+  }
+  with pytest.raises(EndpointError) as e:
+    run(options(server, tmp_path, rows_for(["good", "echo", "told"]), chat={"key_env": "TEST_KEY"}))
+  given = options(server, tmp_path, rows_for(["good", "echo", "told"]), resume=True, give_up=True,
+                  chat={"key_env": "TEST_KEY"}, report=str(tmp_path / "report.json"))  # fmt: skip
+  run(given)
+  assert {h["Authorization"] for *_, h, _ in server.asked} == {f"Bearer {KEY}"}
+  assert "[key]" in (tmp_path / "rejected.jsonl").read_text()
+  said = capsys.readouterr()
+  everything = [said.out, said.err, caplog.text, str(e.value), repr(given)]
+  everything += [p.read_text() for p in tmp_path.iterdir()]
+  assert len(everything) >= 9
+  assert not any(KEY in text for text in everything)
+
+
+def test_a_key_that_cannot_be_one_is_refused_without_showing_it(monkeypatch):
+  assert read_key("") is None
+  with pytest.raises(EndpointError, match="NO_SUCH_KEY is not set"):
+    read_key("NO_SUCH_KEY")
+  with pytest.raises(EndpointError, match="takes the name of an environment variable") as e:
+    read_key(KEY)
+  assert KEY not in str(e.value)
+  monkeypatch.setenv("TEST_KEY", KEY + "\nX-Header: 1")
+  with pytest.raises(EndpointError, match="TEST_KEY holds characters that no key has") as e:
+    read_key("TEST_KEY")
+  assert KEY not in str(e.value)
+
+
+# -- as a user runs it
+
+
+def command(server, tmp_path, *flags):
+  return [
+    sys.executable, "-m", "pasta_jax.train.annotate", "--annotator=llm", f"--base_url={server.url}",
+    "--model=m", f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}", *flags,
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_run_that_is_stopped_loses_nothing_and_repeats_nothing(server, tmp_path, sign, code):
+  tags = [f"r{n}" for n in range(40)]
+  write(tmp_path / "in.jsonl", rows_for(tags))
+  server.delay = 0.1
+  flags = ["--concurrency=2", "--key_env=TEST_KEY"]
+  env = os.environ | {"TEST_KEY": KEY, "JAX_PLATFORMS": "cpu"}
+  process = subprocess.Popen(command(server, tmp_path, *flags), stderr=subprocess.PIPE, text=True, env=env)
+  until = time.monotonic() + 60
+  while len(server.asked) < 12 and time.monotonic() < until:
+    time.sleep(0.02)
+  process.send_signal(sign)
+  _, said = process.communicate(timeout=30)
+  assert process.returncode == code
+  assert KEY not in said
+  assert "Traceback" not in said
+  assert sign == signal.SIGKILL or "rows are kept in" in said
+  assert not (tmp_path / "out.jsonl").exists()
+  journal = partial_path(tmp_path / "out.jsonl").read_text()
+  done = {json.loads(line)["output"]["output"]["id"] for line in journal.splitlines()[1:]}
+  assert 8 <= len(done) < 40
+  assert KEY not in journal
+
+  asked = len(server.asked)
+  server.delay = 0.0
+  again = subprocess.run(
+    command(server, tmp_path, *flags, "--resume"), capture_output=True, text=True, env=env, timeout=60
+  )
+  assert again.returncode == 0, again.stderr
+  check_done(tmp_path, tags)
+  assert sorted(t for _, t, *_ in server.asked[asked:]) == sorted(set(tags) - done)
+  assert "40 rows: 40 annotated, 0 rejected" in again.stderr
+
+
+@pytest.mark.parametrize(
+  ("flags", "says"),
+  [
+    (["--annotator=rule"], "--annotator must be one of rules, llm"),
+    (["--annotator=llm"], "needs --model"),
+    (["--annotator=llm", "--model=m", "--provider=x"], "--provider must be one of openai, gemini"),
+    (["--annotator=llm", "--model=m", "--base_url=localhost"], "--base_url must begin with http"),
+    (["--annotator=rules", "--style=x"], "--style must be one of pasta, apar"),
+    (["--annotator=rules", "--input=none.jsonl"], "--input none.jsonl: no such file"),
+    (["--annotator=rules", "--report=no/such/folder"], "there is no such folder"),
+  ],
+)
+def test_wrong_flags_are_answered_in_one_line(tmp_path, monkeypatch, capsys, flags, says):
+  from absl import flags as absl_flags
+
+  from pasta_jax.train.annotate import __main__ as main
+
+  write(tmp_path / "in.jsonl", rows_for("a"))
+  given = ["annotate", f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}", *flags]
+  absl_flags.FLAGS.unparse_flags()
+  absl_flags.FLAGS(given)
+  with pytest.raises(SystemExit) as e:
+    main.main(given[:1])
+  assert e.value.code == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: ")
+  assert says in line
+
+
+def test_prices_and_extras_are_checked():
+  assert parse_prices(["0.15", "0.6"]) == (0.15, 0.6)
+  assert parse_prices(None) is None
+  for bad in (["1"], ["a", "b"], ["1", "2", "3"]):
+    with pytest.raises(ValueError, match="--prices takes two numbers"):
+      parse_prices(bad)
+  assert parse_extra('{"seed": 1}') == {"seed": 1}
+  for bad in ("[1]", "{"):
+    with pytest.raises(ValueError, match="--extra"):
+      parse_extra(bad)
+
+
+def test_extras_are_merged_into_each_request(server, tmp_path):
+  extra = {"seed": 1, "max_tokens": None, "max_completion_tokens": 99}
+  run(options(server, tmp_path, rows_for("a"), chat={"extra": extra}))
+  body = server.asked[0][-1]
+  assert (body["seed"], body["max_completion_tokens"]) == (1, 99)
+  assert "max_tokens" not in body
