@@ -96,6 +96,17 @@ def test_a_promise_that_finds_no_lane_waits_in_the_trace():
   assert grouped["threads"][1]["spans"][0]["kind"] == "wait"
 
 
+def test_an_answer_cut_by_a_stop_string_has_the_trace_of_what_its_lanes_did():
+  engine = lanes_engine()
+  result = engine.generate([scripted(stop=("Slower",))])[0]
+  trace = trace_of(result, engine)
+  assert trace["text"] == "Two ways:\n\n- **Train.** "
+  assert [p["kind"] for p in trace["parts"]] == ["text", "chunk"]
+  assert len(trace["threads"]) > 2
+  page = Page(trace_page(trace))
+  assert "2 by plane" in page.text
+
+
 def test_an_answer_without_marks_has_a_trace_of_one_thread():
   engine = lanes_engine()
   result = engine.generate([Request("hi", max_new_tokens=9, marks=False)])[0]
