@@ -4,6 +4,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -13,7 +14,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from pasta_jax.decode.journal import Journal, open_journal
-from pasta_jax.decode.rows import file_digest
 from pasta_jax.lang.document import Sync
 from pasta_jax.train.annotate.account import Account
 from pasta_jax.train.annotate.annotator import Annotation, Annotator, Rejection
@@ -59,7 +59,8 @@ class RunOptions:
   def depends_on(self) -> dict[str, Any]:
     """What the rows depend on: an interrupted run goes on with the same only."""
     found: dict[str, Any] = {"annotator": self.annotator, "keys": list(dataclasses.astuple(self.keys))}
-    found["input"] = file_digest(self.input)
+    with open(self.input, "rb") as f:
+      found["input"] = hashlib.file_digest(f, "sha256").hexdigest()
     if self.chat is None or self.annotator == "rules":
       return found | {"rules": dataclasses.asdict(self.rules)}
     chat = {name: getattr(self.chat, name) for name in ("model", "provider", "base_url", "temperature")}
