@@ -6,6 +6,7 @@ compiles.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from pasta_jax.decode.state import (
 )
 from pasta_jax.model.cache import cache_bytes
 from pasta_jax.model.config import ModelConfig
+from pasta_jax.model.packed import abstract_packed, packs
 from pasta_jax.model.params import abstract_params, param_bytes
 from pasta_jax.model.sharding import param_shardings, replicated
 
@@ -43,14 +45,18 @@ def piece_sizes(platform: str) -> tuple[int, ...]:
   return (64,) if platform == "cpu" else (128, 1024)
 
 
-def step_widths(lanes: int, platform: str) -> tuple[int, ...]:
-  """Lanes of the compiled steps: powers of two up to the first that holds `lanes`.
+def least_rows(platform: str) -> int:
+  """Rows that matrix products shall have at least.
 
-  A TPU takes longer over one row than over eight (the compiler's estimate: 2.1 ms and 0.98 ms for
-  SmolLM2-135M on v5e), so that eight are the least there.
+  A TPU takes longer over one row than over eight (docs/tpu.md has the compiler's estimates), so that eight
+  are the least there, for the sequential decoder too: it would be a slow baseline otherwise.
   """
-  least = 8 if platform == "tpu" else 1
-  widths = [least]
+  return 8 if platform == "tpu" else 1
+
+
+def step_widths(lanes: int, platform: str) -> tuple[int, ...]:
+  """Lanes of the compiled steps: powers of two up to the first that holds `lanes`, from `least_rows` on."""
+  widths = [least_rows(platform)]
   while widths[-1] < lanes:
     widths.append(2 * widths[-1])
   return tuple(widths)
@@ -110,6 +116,108 @@ def plan_pieces(length: int, sizes: tuple[int, ...]) -> list[tuple[int, int, int
   return pieces
 
 
+def compiler_options(device: Any) -> dict[str, str] | None:
+  """Options of the compiler for a kind of device; None: its defaults.
+
+  A TPU with 128 MiB on the chip may give a matrix product more of it than the default of 16 MiB: weights then
+  come in larger blocks, nearer to the full bandwidth (docs/tpu.md). On CPU, of XLA's two libraries for matrix
+  products the older one, Eigen, is the faster one for the few rows of a decode step (docs/performance.md).
+  """
+  if device.platform == "cpu":
+    return _understood({"xla_cpu_experimental_ynn_fusion_type": ""})
+  large = {"TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e"}
+  return {"xla_tpu_scoped_vmem_limit_kib": "49152"} if device.device_kind in large else None
+
+
+@functools.cache
+def _understands(option: tuple[str, str]) -> bool:
+  """Whether this version of the compiler has an option: experimental ones come and go."""
+  try:
+    jax.jit(lambda: 0).lower().compile(compiler_options=dict((option,)))
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
+
+
+def _understood(options: dict[str, str]) -> dict[str, str] | None:
+  return {k: v for k, v in options.items() if _understands((k, v))} or None
+
+
+class Lowering:
+  """The programs of one engine before they are compiled; `mesh` may be of devices that are not there."""
+
+  def __init__(self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh):
+    self._cfg, self._shapes = cfg, shapes
+    self._everywhere = replicated(mesh)
+    self._state_shardings = state_shardings(cfg, mesh, shapes.batch)
+    self._least_rows = least_rows(mesh.devices.flat[0].platform)
+    self._options = compiler_options(mesh.devices.flat[0])
+    empty = partial(
+      empty_state, cfg, shapes.batch, shapes.num_slots, shapes.dtype, shapes.threads, shapes.num_slots
+    )
+    params: Any = abstract_params(cfg, shapes.dtype, param_shardings(cfg, mesh))
+    if packs(mesh):
+      params = abstract_packed(cfg, params, self._everywhere)
+    kinds = self._abstract(np.zeros(cfg.vocab_size, np.int32))
+    state = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      jax.eval_shape(empty),
+      self._state_shardings,
+    )
+    self._builds: dict[Any, Callable[[], Any]] = {
+      "new_state": lambda: self._lower(empty, 0),
+      "segment": lambda: self._lower(self._segment, 1, params, kinds, state),
+      "make_room": lambda: self._lower(step.make_room, 1, state),
+      "stop_rows": lambda: self._lower(
+        step.stop_rows, 0, state, self._abstract(np.zeros(shapes.batch, bool))
+      ),
+    }
+    for size in shapes.pieces:
+      self._builds[size] = partial(self._lower_prefill, size, params, kinds, state)
+
+  @property
+  def names(self) -> tuple[Any, ...]:
+    """`new_state`, `segment`, `make_room`, `stop_rows`, and prefill by the size of its piece."""
+    return tuple(self._builds)
+
+  def lower(self, name: Any) -> Any:
+    return self._builds[name]()
+
+  def compile(self, name: Any) -> Any:
+    return self.lower(name).compile(compiler_options=self._options)
+
+  def _segment(self, params: Any, kinds: Any, state: Any) -> tuple[State, step.Outputs]:
+    least = self._least_rows
+    model = partial(step.lane_logits, self._cfg, params, self._shapes.prefixes, least_rows=least)
+    return step.segment(self._shapes.loop, model, kinds, state)
+
+  def _lower_prefill(self, size: int, params: Any, kinds: Any, state: Any) -> Any:
+    shapes = self._shapes
+    ints = self._abstract(np.int32(0))
+    return self._lower(
+      partial(step.prefill, self._cfg, shapes.loop, shapes.prefill_prefixes, least_rows=self._least_rows),
+      3,
+      params,
+      kinds,
+      state,
+      ints,
+      self._abstract(np.zeros(size, np.int32)),
+      ints,
+      ints,
+      self._abstract(np.bool_(False)),
+      jax.tree.map(self._abstract, example_admission(shapes)),
+    )
+
+  def _lower(self, fn: Callable, extras: int, *args: Any) -> Any:
+    """Lowers fn, which takes a State and returns one with `extras` more results; the State is donated."""
+    donated = [i for i, arg in enumerate(args) if isinstance(arg, State)]
+    out = (self._state_shardings, *(self._everywhere,) * extras) if extras else self._state_shardings
+    return jax.jit(fn, donate_argnums=donated, out_shardings=out).lower(*args)
+
+  def _abstract(self, x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=self._everywhere)
+
+
 class Programs:
   """Compiled `prefill` (one per piece size), `segment`, `make_room`, `stop_rows` and `new_state`.
 
@@ -126,27 +234,8 @@ class Programs:
     padded = np.zeros(cfg.vocab_size, np.int32)
     padded[: len(kinds)] = kinds[: cfg.vocab_size]
     self.kinds = self.put(padded)
-    empty = partial(
-      empty_state, cfg, shapes.batch, shapes.num_slots, shapes.dtype, shapes.threads, shapes.num_slots
-    )
-    self._state_shardings = state_shardings(cfg, mesh, shapes.batch)
-    params = abstract_params(cfg, shapes.dtype, param_shardings(cfg, mesh))
-    state = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      jax.eval_shape(empty),
-      self._state_shardings,
-    )
-    builds: dict[Any, Callable[[], Any]] = {
-      "new_state": lambda: self._build(empty, 0),
-      "segment": lambda: self._build(self._segment, 1, params, self._abstract(padded), state),
-      "make_room": lambda: self._build(step.make_room, 1, state),
-      "stop_rows": lambda: self._build(
-        step.stop_rows, 0, state, self._abstract(np.zeros(shapes.batch, bool))
-      ),
-    }
-    for size in shapes.pieces:
-      builds[size] = partial(self._build_prefill, size, params, state)
-    compiled = {name: build() for name, build in builds.items()}
+    lowering = Lowering(cfg, shapes, mesh)
+    compiled = {name: lowering.compile(name) for name in lowering.names}
     self.new_state = compiled["new_state"]
     self._compiled_segment = compiled["segment"]
     self.make_room = compiled["make_room"]
@@ -181,35 +270,6 @@ class Programs:
     """Bytes of parameters and cache over all devices, if nothing is replicated."""
     s = self.shapes
     return param_bytes(self.cfg, s.dtype) + cache_bytes(self.cfg, s.batch, s.num_slots, s.dtype)
-
-  def _segment(self, params: Any, kinds: Any, state: Any) -> tuple[State, step.Outputs]:
-    model = partial(step.lane_logits, self.cfg, params, self.shapes.prefixes)
-    return step.segment(self.shapes.loop, model, kinds, state)
-
-  def _build_prefill(self, size: int, params: Any, state: Any) -> Any:
-    ints = self._abstract(np.int32(0))
-    return self._build(
-      partial(step.prefill, self.cfg, self.shapes.loop, self.shapes.prefill_prefixes),
-      3,
-      params,
-      self._abstract(np.zeros(self.cfg.vocab_size, np.int32)),
-      state,
-      ints,
-      self._abstract(np.zeros(size, np.int32)),
-      ints,
-      ints,
-      self._abstract(np.bool_(False)),
-      jax.tree.map(self._abstract, example_admission(self.shapes)),
-    )
-
-  def _build(self, fn: Callable, extras: int, *args: Any) -> Any:
-    """Compiles fn, which takes a State and returns one with `extras` more results; the State is donated."""
-    donated = [i for i, arg in enumerate(args) if isinstance(arg, State)]
-    out = (self._state_shardings, *(self._everywhere,) * extras) if extras else self._state_shardings
-    return jax.jit(fn, donate_argnums=donated, out_shardings=out).lower(*args).compile()
-
-  def _abstract(self, x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=self._everywhere)
 
 
 def example_admission(shapes: Shapes) -> Admission:

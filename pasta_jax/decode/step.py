@@ -85,6 +85,7 @@ def forward_lanes(
   at: jax.Array,
   lengths: Sequence[int],
   row: jax.Array | None = None,
+  least_rows: int = 1,
 ) -> tuple[jax.Array, Cache]:
   """Runs lanes through the model, writing their keys and values into T slots from `at` on.
 
@@ -94,11 +95,13 @@ def forward_lanes(
     at: scalar int32, first slot to write; `at + T` must not pass the end.
     lengths: attended lengths to choose from, ascending, the last the number of slots.
     row: scalar int32, the one row of the cache that the lanes belong to; None: lanes are rows.
+    least_rows: rows that matrix products shall have; tokens are padded up to that.
 
   Returns:
-    Hidden states BxTxD, and the cache with the lanes in it.
+    Hidden states BxTxD, T being padded, and the cache with the lanes in it.
   """
-  t = lanes.ids.shape[1]
+  b, t = lanes.ids.shape
+  padding = max(-(-least_rows // b) - t, 0)
   zero = jnp.int32(0)
   first = zero if row is None else row
 
@@ -116,23 +119,37 @@ def forward_lanes(
   which = jnp.sum(jnp.asarray(lengths[:-1], jnp.int32) < at + t, dtype=jnp.int32)
   ks, vs = list(cache.k), list(cache.v)
 
+  def padded(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2)) if padding else x
+
   def attention(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    q, k, v = q[:, :t], k[:, :t], v[:, :t]
     with jax.named_scope("cache_write"):
       ks[layer] = jax.lax.dynamic_update_slice(ks[layer], k.swapaxes(1, 2), (first, zero, at, zero))
       vs[layer] = jax.lax.dynamic_update_slice(vs[layer], v.swapaxes(1, 2), (first, zero, at, zero))
     seen = local if cfg.is_local(layer) else mask
-    return attend_prefix(cfg, q, own(ks[layer]), own(vs[layer]), seen, lengths, which)
+    return padded(attend_prefix(cfg, q, own(ks[layer]), own(vs[layer]), seen, lengths, which))
 
-  hidden = transformer.hidden_states(cfg, params, lanes.ids, lanes.position, attention)
+  hidden = transformer.hidden_states(cfg, params, padded(lanes.ids), padded(lanes.position), attention)
   return hidden, Cache(k=tuple(ks), v=tuple(vs), slots=slots)
 
 
 def lane_logits(
-  cfg: ModelConfig, params: Params, lengths: Sequence[int], cache: Cache, lanes: Lanes, at: jax.Array
+  cfg: ModelConfig,
+  params: Params,
+  lengths: Sequence[int],
+  cache: Cache,
+  lanes: Lanes,
+  at: jax.Array,
+  least_rows: int = 1,
 ) -> tuple[jax.Array, Cache]:
-  """The logits of every lane, and the cache with the lanes in it; a `Model` once `lengths` is bound."""
-  hidden, cache = forward_lanes(cfg, params, cache, lanes, at, lengths)
-  return transformer.logits(cfg, params, hidden), cache
+  """The logits of every lane, and the cache with the lanes in it; a `Model` once the rest is bound.
+
+  Args:
+    least_rows: see forward_lanes.
+  """
+  hidden, cache = forward_lanes(cfg, params, cache, lanes, at, lengths, least_rows=least_rows)
+  return transformer.logits(cfg, params, hidden)[:, : lanes.ids.shape[1]], cache
 
 
 def _plan(loop: Loop, rows: Rows) -> tuple[Rows, Step]:
@@ -193,6 +210,7 @@ def prefill(
   count: jax.Array,
   last: jax.Array,
   admission: Admission,
+  least_rows: int = 1,
 ) -> tuple[State, jax.Array, jax.Array, jax.Array]:
   """Runs a piece of a prompt through one row; with the last piece, draws the first id and starts the row.
 
@@ -204,6 +222,7 @@ def prefill(
     count: scalar int32, tokens in `ids` that count.
     last: scalar bool.
     admission: the request's settings.
+    least_rows: see forward_lanes.
 
   Returns:
     The state, and the first id, its log-probability and its logits (meaningless unless `last`).
@@ -221,8 +240,11 @@ def prefill(
   lanes = main_lanes(ids[None], start + offset, offset < count)
   cache = dataclasses.replace(state.cache, slots=slots)
   hidden, cache = forward_lanes(cfg, params, cache, lanes, start, lengths, row)
-  hidden_1x1xD = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)
-  logits_1x1xV = transformer.logits(cfg, params, hidden_1x1xD)
+  few = min(least_rows, c)
+  from_ = jnp.minimum(count - 1, c - few)
+  hidden = jax.lax.dynamic_slice_in_dim(hidden, from_, few, axis=1)
+  logits = transformer.logits(cfg, params, hidden)
+  logits_1x1xV = jax.lax.dynamic_slice_in_dim(logits, count - 1 - from_, 1, axis=1)
 
   only = _admitted(state.rows, admission, start + count)
   # The prompt's last token is the one lane of a step of this row alone.

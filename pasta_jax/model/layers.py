@@ -12,29 +12,65 @@ import numpy as np
 
 from pasta_jax.model.adapted import Adapted
 from pasta_jax.model.config import ModelConfig, RopeScaling
+from pasta_jax.model.packed import Packed
 
 
 def linear(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
   """Applies a matrix stored [out..., in...] to the last `inputs` axes of x.
 
-  The product is always one of two rank-2 operands: XLA's CPU backend has a fast matrix-vector kernel for
-  those only (higher ranks with a leading 1 took 2.1x the time; docs/performance.md).
+  The product is one of two rank-2 operands: XLA's CPU backend has a fast matrix-vector kernel for those only
+  (higher ranks with a leading 1 took 2.1x the time; docs/performance.md). On TPU several input axes stay
+  apart: an array lies there in tiles of its last two axes, and joining those would copy the whole matrix in
+  every step (docs/tpu.md).
 
   Args:
     x: BxTx(in...).
-    w: (out...)x(in...), with `inputs` input axes; or such a matrix `Adapted`.
+    w: (out...)x(in...), with `inputs` input axes; or such a matrix `Adapted` or `Packed`.
   Returns:
     BxTx(out...), in the dtype of x.
   """
+  if isinstance(w, Packed):
+    y = jax.lax.dot_general(
+      x.reshape(-1, w.w.shape[0]), w.w, (((1,), (0,)), ((), ())), preferred_element_type=x.dtype
+    )
+    return y.reshape(*x.shape[: x.ndim - inputs], *w.outputs)
   if isinstance(w, Adapted):
     return linear(x, w.w, inputs) + linear(linear(x, w.a, inputs), w.b)
   lead, in_shape = x.shape[: x.ndim - inputs], w.shape[w.ndim - inputs :]
   out_shape = w.shape[: w.ndim - inputs]
-  n = math.prod(in_shape)
-  y = jax.lax.dot_general(
-    x.reshape(-1, n), w.reshape(-1, n), (((1,), (1,)), ((), ())), preferred_element_type=x.dtype
-  )
+
+  def joined(x: jax.Array, w: jax.Array) -> jax.Array:
+    n = math.prod(in_shape)
+    dims = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x.reshape(-1, n), w.reshape(-1, n), dims, preferred_element_type=x.dtype)
+
+  def apart(x: jax.Array, w: jax.Array) -> jax.Array:
+    axes = tuple(range(1, inputs + 1))
+    return jax.lax.dot_general(
+      x.reshape(-1, *in_shape),
+      w.reshape(-1, *in_shape),
+      ((axes, axes), ((), ())),
+      preferred_element_type=x.dtype,
+    )
+
+  y = joined(x, w) if inputs == 1 else jax.lax.platform_dependent(x, w, tpu=apart, default=joined)
   return y.reshape(*lead, *out_shape)
+
+
+def queries_keys_values(
+  cfg: ModelConfig, p: dict[str, Any], x: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """BxTxD -> BxTxHxE, BxTxKxE, BxTxKxE, biases included."""
+  if "qkv" in p:
+    heads = (cfg.num_heads, cfg.num_heads + cfg.num_kv_heads)
+    q, k, v = jnp.split(linear(x, p["qkv"]), heads, axis=-2)
+  else:
+    q, k, v = linear(x, p["q"]), linear(x, p["k"]), linear(x, p["v"])
+  if cfg.qkv_bias:
+    q = q + p["q_bias"][None, None]
+    k = k + p["k_bias"][None, None]
+    v = v + p["v_bias"][None, None]
+  return q, k, v
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, offset: float) -> jax.Array:
@@ -89,6 +125,10 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 
 def feed_forward(cfg: ModelConfig, p: dict[str, Any], x: jax.Array) -> jax.Array:
   """down(act(gate(x)) * up(x)), BxTxD -> BxTxD."""
-  gate = linear(x, p["gate"])
+  if "gate_up" in p:
+    both = linear(x, p["gate_up"])
+    gate, up = both[..., 0, :], both[..., 1, :]
+  else:
+    gate, up = linear(x, p["gate"]), linear(x, p["up"])
   act = jax.nn.silu(gate) if cfg.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-  return linear(act * linear(x, p["up"]), p["down"])
+  return linear(act * up, p["down"])
