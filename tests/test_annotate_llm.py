@@ -419,7 +419,7 @@ def test_a_run_that_is_stopped_loses_nothing_and_repeats_nothing(server, tmp_pat
   tags = [f"r{n}" for n in range(40)]
   write(tmp_path / "in.jsonl", rows_for(tags))
   server.delay = 0.1
-  flags = ["--concurrency=2", "--key_env=TEST_KEY"]
+  flags = ["--concurrency=2", "--key_env=TEST_KEY", "--timeout=30"]
   env = os.environ | {"TEST_KEY": KEY, "JAX_PLATFORMS": "cpu"}
   process = subprocess.Popen(command(server, tmp_path, *flags), stderr=subprocess.PIPE, text=True, env=env)
   until = time.monotonic() + 60
@@ -439,7 +439,7 @@ def test_a_run_that_is_stopped_loses_nothing_and_repeats_nothing(server, tmp_pat
   asked = len(server.asked)
   server.delay = 0.0
   again = subprocess.run(
-    command(server, tmp_path, *flags, "--resume"), capture_output=True, text=True, env=env, timeout=60
+    command(server, tmp_path, *flags, "--resume"), capture_output=True, text=True, env=env, timeout=120
   )
   assert again.returncode == 0, again.stderr
   check_done(tmp_path, tags)
