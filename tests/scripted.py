@@ -5,7 +5,7 @@ import functools
 from pasta_jax.decode.engine import Engine
 from pasta_jax.decode.requests import Request
 from pasta_jax.decode.script import script_of
-from tests.test_law import split_model
+from tests.law import split_model
 
 DOCUMENT = (
   'Two ways:\n\n- <promise topic="by train" tokens="20"/><async>**Train.** Slower, 日本, but you can work.'

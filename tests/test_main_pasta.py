@@ -178,8 +178,8 @@ def test_a_script_that_is_none_costs_one_line(toy, tmp_path):
 
 REAL = (
   'Two ways to travel:\n\n- <promise topic="by train" tokens="20"/><async>**Train.** Slower, but you can work'
-  ' on the way.</async>\n- <promise topic="by plane" tokens="10"/><async>**Plane.** Faster over long distances.'
-  "</async>\n\n<sync/>So take the train for anything under four hours."
+  ' on the way.</async>\n- <promise topic="by plane" tokens="10"/><async>**Plane.** Faster over long'
+  " distances.</async>\n\n<sync/>So take the train for anything under four hours."
 )
 
 

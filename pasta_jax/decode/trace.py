@@ -199,6 +199,8 @@ def _threads(
     by_thread[d.thread].append((d, text))
   main = by_thread.pop(0)
   yield {"thread": 0, "spans": [dataclasses.asdict(s) for s in _main_spans(main, controls)]}
+  if controls is None:
+    return
   joins = _joins(main, controls)
   for thread, own in by_thread.items():
     promise = promises[thread]
@@ -215,10 +217,8 @@ def _threads(
     }
 
 
-def _joins(main: Sequence[tuple[Draw, str]], controls: ControlIds | None) -> dict[int, int]:
+def _joins(main: Sequence[tuple[Draw, str]], controls: ControlIds) -> dict[int, int]:
   """For each round that a sync joins, the step that feeds the sync."""
-  if controls is None:
-    return {}
   at = [n for n, (d, _) in enumerate(main) if d.token == controls.sync]
   return {r: main[n + 1][0].step for r, n in enumerate(at) if n + 1 < len(main)}
 
