@@ -7,6 +7,7 @@ cache and attends over it. Everything else is shared, so that they cannot drift 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from pasta_jax.model.layers import (
   apply_rope,
   feed_forward,
   linear,
+  queries_keys_values,
   rms_norm,
   rope_angles,
   rope_frequencies,
@@ -35,28 +37,31 @@ def embed(cfg: ModelConfig, params: Params, ids: jax.Array) -> jax.Array:
   return x * jnp.asarray(math.sqrt(cfg.d_model), x.dtype) if cfg.scale_embeddings else x
 
 
-def _layer(
+def run_layer(
   cfg: ModelConfig,
-  layer: int,
-  attention: Attention,
-  p: dict[str, jax.Array],
+  p: dict[str, Any],
   x: jax.Array,
   rope: tuple[jax.Array, jax.Array],
+  attention: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
+  """One layer, BxTxD -> BxTxD.
+
+  Args:
+    p: its parameters, by their short names.
+    rope: cos and sin, see layers.rope_angles.
+    attention: of this layer: q, k, v -> BxTxHxE.
+  """
+
   def norm(name: str, y: jax.Array) -> jax.Array:
     return rms_norm(y, p[name], cfg.norm_eps, cfg.norm_offset)
 
   with jax.named_scope("attention"):
     y = norm("attn_norm", x)
-    q, k, v = linear(y, p["q"]), linear(y, p["k"]), linear(y, p["v"])
-    if cfg.qkv_bias:
-      q = q + p["q_bias"][None, None]
-      k = k + p["k_bias"][None, None]
-      v = v + p["v_bias"][None, None]
+    q, k, v = queries_keys_values(cfg, p, y)
     if cfg.qk_norm:
       q, k = norm("q_norm", q), norm("k_norm", k)
     q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-    y = linear(attention(layer, q, k, v), p["o"], inputs=2)
+    y = linear(attention(q, k, v), p["o"], inputs=2)
     x = x + (norm("attn_post_norm", y) if cfg.post_norms else y)
   with jax.named_scope("feed_forward"):
     y = feed_forward(cfg, p, norm("mlp_norm", x))
@@ -70,14 +75,12 @@ def hidden_states(
   ids: jax.Array,
   positions: jax.Array,
   attention: Attention,
-  wrap: Callable[[Callable], Callable] = lambda layer: layer,
 ) -> jax.Array:
   """The stack of layers, unrolled, and the final norm.
 
   Args:
     ids, positions: BxT int32.
     attention: see the module docstring; called once per layer, in order.
-    wrap: applied to each layer as a function of (its parameters, x, rope): training's rematerialisation.
   Returns:
     BxTxD, what `logits` takes.
   """
@@ -89,15 +92,15 @@ def hidden_states(
     if kind not in ropes:
       ropes[kind] = rope_angles(positions, rope_frequencies(cfg.head_dim, *kind))
     with jax.named_scope(f"layer_{layer}"):
-      run = wrap(functools.partial(_layer, cfg, layer, attention))
-      x = run(layer_params(params, layer), x, ropes[kind])
+      own = functools.partial(attention, layer)
+      x = run_layer(cfg, layer_params(params, layer), x, ropes[kind], own)
   return rms_norm(x, params["final_norm"], cfg.norm_eps, cfg.norm_offset)
 
 
 def logits(cfg: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
   """Output logits, BxTxD -> BxTxV float32."""
   with jax.named_scope("logits"):
-    table = whole_table(params["embed"] if cfg.tied_embeddings else params["head"])
+    table = params["head"] if "head" in params else whole_table(params["embed"])
     return soft_cap(linear(hidden, table).astype(jnp.float32), cfg.final_softcap)
 
 

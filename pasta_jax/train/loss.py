@@ -1,0 +1,142 @@
+"""Cross-entropy from hidden states, some tokens at a time: the logits of a whole batch never exist.
+
+The gradient is computed in the same pass: a piece's logits are in reach once, so that they are neither kept
+nor computed again, and only those rows of the table get one that are trained:
+
+    table   VxD   [ frozen ......... | rows | frozen ]     LoRA: the marks' rows
+                  [ rows ............................ ]     all parameters
+
+Everything is a sum over tokens. Whoever divides, divides once, by the sum of weights of a step's tokens.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pasta_jax.lang.sequence import Target
+from pasta_jax.model.adapted import Patched, whole_table
+from pasta_jax.model.attention import MASKED
+from pasta_jax.model.config import ModelConfig
+
+CLASSES = tuple(t.name.lower() for t in Target if t != Target.NONE)
+
+
+def piece_length(batch: int, length: int, tokens: int) -> int:
+  """How much of T is taken at a time: its largest divisor with at most `tokens` tokens over the batch."""
+  most = max(1, tokens // batch)
+  return max(n for n in range(1, length + 1) if length % n == 0 and n <= most)
+
+
+def cross_entropy(
+  cfg: ModelConfig,
+  vocab: int,
+  tokens: int,
+  table: Any,
+  hidden: jax.Array,
+  target: jax.Array,
+  weight: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The weighted sum over tokens, and what each token cost.
+
+  Args:
+    vocab: ids that exist; rows of the table from there on are padding.
+    tokens: how many are taken at a time.
+    table: VxD, plain (it gets a gradient) or `Patched` (its rows do).
+    hidden: BxTxD.
+    target: BxT int32; any value where the weight is 0.
+    weight: BxT float32.
+  Returns:
+    Scalar float32, and for each token `nll` (BxT float32, nats) and `best` (BxT int32, the likeliest id; 0
+    where a gradient is computed), which have no gradient.
+  """
+  piece = piece_length(*target.shape, tokens)
+  if isinstance(table, Patched):
+    return _cross_entropy(cfg, vocab, piece, table.table, table.rows, table.start, hidden, target, weight)
+  start = jnp.zeros((), jnp.int32)
+  return _cross_entropy(cfg, vocab, piece, None, table, start, hidden, target, weight)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _cross_entropy(cfg, vocab, piece, frozen, rows, start, hidden, target, weight):
+  total, per_token, _, _ = _run(cfg, vocab, piece, frozen, rows, start, hidden, target, weight, False)
+  return total, per_token
+
+
+def _run(cfg, vocab, piece, frozen, rows, start, hidden, target, weight, gradient: bool):
+  table = rows if frozen is None else whole_table(Patched(frozen, rows, start))
+  cap = cfg.final_softcap
+  ids = jax.lax.broadcasted_iota(jnp.int32, (1, 1, table.shape[0]), 2)
+
+  def step(d_rows, xs):
+    h, t, w = xs  # BxCxD, BxC, BxC
+    with jax.named_scope("logits"):
+      raw = jnp.einsum("bcd,vd->bcv", h, table, preferred_element_type=jnp.float32)
+      logits = raw if cap is None else cap * jnp.tanh(raw / cap)
+      logits = jnp.where(ids < vocab, logits, MASKED)
+    high = logits.max(-1, keepdims=True)
+    e = jnp.exp(logits - high)
+    total = e.sum(-1, keepdims=True)
+    hit = ids == t[..., None]
+    nll = (high + jnp.log(total))[..., 0] - jnp.where(hit, logits, 0.0).sum(-1)
+    nll = jnp.where(w > 0, nll, 0.0)
+    if not gradient:
+      return d_rows, (nll, jnp.argmax(logits, -1).astype(jnp.int32), None)
+    d = (e / total - hit) * w[..., None]
+    if cap is not None:
+      d *= 1 - jnp.square(logits / cap)
+      d = jnp.where(ids < vocab, d, 0.0)
+    d = d.astype(h.dtype)
+    with jax.named_scope("logits_gradient"):
+      d_h = jnp.einsum("bcv,vd->bcd", d, table, preferred_element_type=jnp.float32).astype(h.dtype)
+      mine = d if frozen is None else jax.lax.dynamic_slice_in_dim(d, start, rows.shape[0], 2)
+      d_rows += jnp.einsum("bcr,bcd->rd", mine, h, preferred_element_type=jnp.float32)
+    return d_rows, (nll, jnp.zeros_like(t), d_h)
+
+  def cut(x):
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, piece, *x.shape[2:]), 1, 0)
+
+  def joined(x):
+    return jnp.moveaxis(x, 0, 1).reshape(hidden.shape[0], hidden.shape[1], *x.shape[3:])
+
+  zero = jnp.zeros(rows.shape, jnp.float32) if gradient else jnp.zeros(())
+  d_rows, (nll, best, d_hidden) = jax.lax.scan(step, zero, (cut(hidden), cut(target), cut(weight)))
+  nll = joined(nll)
+  d_hidden = None if d_hidden is None else joined(d_hidden)
+  return (nll * weight).sum(), {"nll": nll, "best": joined(best)}, d_rows, d_hidden
+
+
+def _save(cfg, vocab, piece, frozen, rows, start, hidden, target, weight):
+  total, per_token, d_rows, d_hidden = _run(
+    cfg, vocab, piece, frozen, rows, start, hidden, target, weight, True
+  )
+  dtypes = jnp.zeros((), rows.dtype)
+  return (total, per_token), (d_rows, d_hidden, dtypes)
+
+
+def _backward(cfg, vocab, piece, saved, cotangents):
+  d_rows, d_hidden, like = saved
+  g = cotangents[0]
+  return None, (g * d_rows).astype(like.dtype), None, (g * d_hidden).astype(d_hidden.dtype), None, None
+
+
+_cross_entropy.defvjp(_save, _backward)
+
+
+def class_sums(nll: jax.Array, kind: jax.Array, trained: jax.Array) -> dict[str, jax.Array]:
+  """For each class of target, the sum of nll and the number of tokens; scalars float32.
+
+  Args:
+    nll: BxT float32.
+    kind: BxT, `Target`.
+    trained: BxT bool.
+  """
+  sums = {}
+  for target in Target:
+    if target != Target.NONE:
+      mine = ((kind == target) & trained).astype(jnp.float32)
+      name = target.name.lower()
+      sums[f"{name}_nll"] = (nll * mine).sum()
+      sums[f"{name}_tokens"] = mine.sum()
+  return sums

@@ -1,0 +1,170 @@
+"""From a configuration to everything that a run needs, failing early where something cannot work."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pasta_jax.lang.marks import ControlIds
+from pasta_jax.model.lora import first_mark, init_adapter
+from pasta_jax.model.marks import with_marks
+from pasta_jax.model.sharding import make_mesh
+from pasta_jax.model.weights import LoadedModel, load_model
+from pasta_jax.train.config import Config
+from pasta_jax.train.forward import stack
+from pasta_jax.train.packing import Example, Layout, Loader, lay_out_all
+from pasta_jax.train.rows import Report, RowsError, is_held_out, read_rows
+from pasta_jax.train.step import Program, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Documents of a run.
+
+  Attributes:
+    train: per file, its documents and how often an epoch has them.
+    held_out: documents for evaluation.
+    reports: per file.
+    too_long: where documents stand that do not fit a row of T tokens.
+  """
+
+  train: list[tuple[list[Example], float]]
+  held_out: list[Example]
+  reports: list[Report]
+  too_long: list[str]
+
+
+@dataclasses.dataclass
+class Run:
+  """A run that is ready to start.
+
+  Attributes:
+    config: of the run.
+    program: what is compiled.
+    frozen: weights that do not change; empty where all are trained.
+    state: see step.py.
+    loader: batches.
+    data: documents.
+    controls: ids of the marks; None for the twin.
+    tokenizer: of the model.
+  """
+
+  config: Config
+  program: Program
+  frozen: dict[str, Any]
+  state: State
+  loader: Loader
+  data: Data
+  controls: ControlIds | None
+  tokenizer: Any
+
+
+def find_file(name: str) -> str:
+  """A data file: as it is named, or beside the package."""
+  beside = Path(__file__).resolve().parents[2] / name
+  return str(beside) if not Path(name).exists() and beside.exists() else name
+
+
+def read_data(config: Config, tokenizer: Any) -> Data:
+  """Reads, checks and lays out all rows.
+
+  Args:
+    tokenizer: with control ids.
+
+  Raises:
+    RowsError: bad rows, or none that fit.
+  """
+  layout = Layout(
+    config.twin, config.fork, config.positions, config.fixed, tuple(sorted(config.class_weights.items()))
+  )
+  train, held_out, reports, too_long = [], [], [], []
+  for name, weight in zip(config.data, config.data_weights, strict=True):
+    rows, report = read_rows(find_file(name), skip_bad=config.skip_bad_rows)
+    reports.append(report)
+    examples, long = lay_out_all(rows, tokenizer, layout, config.length)
+    too_long += long
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+      parts[is_held_out(example.row.prompt, config.holdout)].append(example)
+    train.append((parts[0], weight))
+    held_out += parts[1] if weight else []
+  if not any(examples for examples, weight in train if weight):
+    raise RowsError(f"no row of {', '.join(config.data)} fits into config.length {config.length} tokens")
+  return Data(train, held_out, reports, too_long)
+
+
+def count_steps(config: Config, loader: Loader) -> int:
+  """Steps of the whole run."""
+  if config.steps:
+    return config.steps
+  whole = int(config.epochs)
+  steps = sum(loader.batches_of(epoch) for epoch in range(whole))
+  if config.epochs > whole:
+    steps += -int(-(config.epochs - whole) * loader.batches_of(whole) // 1)
+  return steps
+
+
+def set_up(config: Config, model: LoadedModel | None = None) -> Run:
+  """Loads the model and the data, and makes the state before the first step.
+
+  Args:
+    model: instead of loading `config.model`.
+
+  Raises:
+    ValueError: with one line that says what cannot work.
+  """
+  mesh = make_mesh(config.mesh)
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  part = config.batch_rows // config.accumulate
+  if part % shards:
+    raise ValueError(
+      f"config.batch_rows {config.batch_rows} in {config.accumulate} parts is {part} rows at a time, "
+      f"which do not divide over data x fsdp = {shards} of the mesh {config.mesh!r}"
+    )
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  compute = jnp.dtype(("float32" if on_cpu else "bfloat16") if config.dtype == "auto" else config.dtype)
+  dtype = compute if config.lora else jnp.dtype(jnp.float32)
+  if model is None:
+    model = load_model(config.model, dtype=dtype, mesh=mesh)
+  if model.tokenizer is None:
+    raise ValueError(f"config.model {config.model!r} has no tokenizer, so it cannot be trained on text")
+  if config.length > model.config.max_len:
+    raise ValueError(
+      f"config.length {config.length} exceeds the {model.config.max_len} positions of {config.model}"
+    )
+  # The twin never sees a mark, but is packed as if its documents had them.
+  marked = model.tokenizer
+  if marked.controls is None:
+    marked = marked.with_controls(model.config.vocab_size)
+  data = read_data(config, marked)
+  loader = Loader(data.train, batch=config.batch_rows, length=config.length, seed=config.seed)
+  if not config.twin:
+    model = with_marks(model)
+  controls = None if config.twin else model.tokenizer.controls
+  program = Program(
+    config,
+    model.config,
+    min(model.tokenizer.vocab_size, model.config.vocab_size),
+    None if controls is None else first_mark(controls),
+    count_steps(config, loader),
+    mesh,
+  )
+  if config.lora:
+    trained = init_adapter(model.config, config.lora_config, model.params, controls, config.seed)
+    frozen = stack(dict(model.params), program.shardings(program.frozen))
+  else:
+    trained, frozen = dict(model.params), {}
+  state = program.new_state(stack(trained, program.shardings(program.trained)))
+  return Run(config, program, frozen, state, loader, data, controls, model.tokenizer)
+
+
+def eval_run(run: Run) -> Any:
+  """From a host's batch to what `evaluate.evaluate` takes."""
+
+  def go(batch: Any) -> dict[str, Any]:
+    placed = run.program.place_batch(batch)
+    return jax.device_get(run.program.jit_eval_step(run.frozen, run.state["params"], placed))
+
+  return go

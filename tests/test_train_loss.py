@@ -1,0 +1,89 @@
+"""The chunked cross-entropy equals the plain one, its gradients too, for plain and patched tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pasta_jax.lang.sequence import Target
+from pasta_jax.model.adapted import Patched, whole_table
+from pasta_jax.train.loss import class_sums, cross_entropy, piece_length
+from tests.toy import TOY
+
+V, D = 70, 16
+
+
+def parts(seed=0, batch=2, length=24):
+  rng = np.random.default_rng(seed)
+  hidden = jnp.asarray(rng.normal(size=(batch, length, D)), jnp.float32)
+  table = jnp.asarray(rng.normal(size=(V, D)), jnp.float32)
+  target = jnp.asarray(rng.integers(-1, 60, (batch, length)), jnp.int32)
+  weight = jnp.where(target >= 0, jnp.asarray(rng.uniform(0.5, 2, (batch, length)), jnp.float32), 0)
+  return hidden, table, target, weight
+
+
+def plain(cfg, vocab, table, hidden, target, weight):
+  logits = hidden @ whole_table(table).T
+  if cfg.final_softcap:
+    logits = cfg.final_softcap * jnp.tanh(logits / cfg.final_softcap)
+  logits = jnp.where(jnp.arange(V) < vocab, logits, -jnp.inf)
+  nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(target, 0)[..., None], -1)[..., 0]
+  return (nll * weight).sum(), (jnp.where(weight > 0, nll, 0), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.parametrize("tokens", [1, 7, 16, 1000])
+def test_it_equals_the_plain_one_with_gradients(cap, patched, tokens):
+  cfg = TOY.replace(vocab_size=V, final_softcap=cap)
+  hidden, table, target, weight = parts()
+  frozen = jnp.asarray(np.random.default_rng(9).normal(size=(V, D)), jnp.float32)
+
+  def table_of(trained):
+    return Patched(frozen, trained[50:60], jnp.int32(50)) if patched else trained
+
+  def ours(trained, hidden):
+    return cross_entropy(cfg, 64, tokens, table_of(trained), hidden, target, weight)
+
+  def theirs(trained, hidden):
+    return plain(cfg, 64, table_of(trained), hidden, target, weight)
+
+  (a, per_token), da = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(table, hidden)
+  (b, (nll, best)), db = jax.jit(jax.value_and_grad(theirs, (0, 1), has_aux=True))(table, hidden)
+  np.testing.assert_allclose(a, b, rtol=1e-5)
+  np.testing.assert_allclose(per_token["nll"], nll, atol=1e-4)
+  for x, y in zip(da, db, strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-4)
+  value, per_token = jax.jit(ours)(table, hidden)  # without a gradient it is another program
+  np.testing.assert_allclose(value, b, rtol=1e-5)
+  assert np.array_equal(per_token["best"], best)
+
+
+def test_no_logits_of_a_whole_batch():
+  cfg = TOY.replace(vocab_size=V)
+  hidden, table, target, weight = parts(batch=2, length=24)
+
+  def value(table, hidden):
+    return cross_entropy(cfg, V, 8, table, hidden, target, weight)[0]
+
+  text = jax.jit(jax.grad(value, (0, 1))).lower(table, hidden).as_text()
+  assert f"tensor<2x4x{V}x" in text
+  assert f"tensor<2x24x{V}x" not in text
+  assert f"tensor<6x2x4x{V}x" not in text
+
+
+def test_pieces_divide_the_length_and_keep_to_the_tokens():
+  assert piece_length(4, 512, 512) == 128
+  assert piece_length(8, 100, 60) == 5
+  assert piece_length(8, 7, 1) == 1
+  assert piece_length(1, 7, 100) == 7
+
+
+def test_sums_by_class_leave_out_what_is_not_trained():
+  nll = jnp.asarray([[1.0, 2.0, 4.0, 8.0]])
+  kind = jnp.asarray([[Target.TEXT, Target.TEXT, Target.MARK, Target.NONE]])
+  sums = class_sums(nll, kind, jnp.asarray([[True, False, True, False]]))
+  assert sums["text_nll"] == 1
+  assert sums["text_tokens"] == 1
+  assert sums["mark_nll"] == 4
+  assert sums["length_tokens"] == 0
