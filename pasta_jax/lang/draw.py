@@ -73,9 +73,13 @@ def draw(document: Document, *, fork: str = "eager", by: str = "auto", columns: 
 def _figures(document: Document, threads: Threads, words: Words, fork: str) -> str:
   stats = document_stats(threads, CONTROLS, len(words.encode(document.plain)), fork)
   return (
-    f"{stats.chunks} chunks in {stats.rounds} rounds; {stats.plain_tokens} words in {stats.critical_path}"
-    f" steps, marks included: {stats.theoretical_speedup:.2f}x"
+    f"{_count(stats.chunks, 'chunk')} in {_count(stats.rounds, 'round')};"
+    f" {_count(stats.plain_tokens, 'word')} in {_count(stats.critical_path, 'step')}, marks included: {stats.theoretical_speedup:.2f}x"
   )
+
+
+def _count(n: int, what: str) -> str:
+  return f"{n} {what}{'s' * (n != 1)}"
 
 
 # --- When.
