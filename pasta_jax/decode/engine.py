@@ -223,8 +223,14 @@ class Engine:
     Raises:
       RequestError: from `encode`, when the request is taken.
     """
-    with jax.transfer_guard("disallow"):
-      yield from _Serving(self).run(iter(requests))
+    events = _Serving(self).run(iter(requests))
+    while True:
+      # Around a step of the generator, not the whole: what the caller does with an event is not our affair.
+      with jax.transfer_guard("disallow"):
+        event = next(events, None)
+      if event is None:
+        return
+      yield event
 
 
 class _Serving:
@@ -245,7 +251,8 @@ class _Serving:
       firsts = []
       for row, running in enumerate(self.rows):
         if running is None and more:
-          request = next(source, None)
+          with jax.transfer_guard("allow"):  # the caller's code again
+            request = next(source, None)
           if request is None:
             more = False
           else:
