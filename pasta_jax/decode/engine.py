@@ -24,7 +24,8 @@ from pasta_jax.decode.step import Loop, Outputs
 from pasta_jax.lang.grammar import token_kinds
 from pasta_jax.model.cache import NO_THREAD
 from pasta_jax.model.config import ModelConfig
-from pasta_jax.model.params import Params, check_params
+from pasta_jax.model.packed import pack, packs
+from pasta_jax.model.params import check_params
 from pasta_jax.model.sharding import make_mesh
 
 
@@ -103,6 +104,8 @@ class Engine:
     lanes: threads of a request that run at a time; 1: the sequential decoder, which masks the marks.
     chunks: chunks that an answer may have at most.
     keep_logits: hand out the logits of every draw in the results; for tests and analysis, large.
+    take: take `model.params` over: where weights are packed (on CPU, see model/packed.py) the dict is emptied
+      on the way, so that they are not held twice.
 
   Raises:
     ValueError: parameters that do not fit the config, sizes below 1, or several lanes for a model that has
@@ -120,6 +123,7 @@ class Engine:
     lanes: int = 1,
     chunks: int = 32,
     keep_logits: bool = False,
+    take: bool = False,
   ):
     sizes = {
       "batch_size": batch_size,
@@ -133,10 +137,9 @@ class Engine:
         raise ValueError(f"{name} must be at least 1, got {value}")
     self.config: ModelConfig = model.config
     self.tokenizer = model.tokenizer
-    self.params: Params = model.params
-    check_params(self.config, self.params)
+    check_params(self.config, model.params)
     self.mesh = mesh if mesh is not None else make_mesh()
-    dtype = jnp.result_type(self.params["embed"])
+    dtype = jnp.result_type(model.params["embed"])
     platform = self.mesh.devices.flat[0].platform
     base, pieces = fit_slots(max_len, piece_sizes(platform))
     controls = self.tokenizer.controls
@@ -153,6 +156,7 @@ class Engine:
       room = segment * loop.width + chunks
     shapes = Shapes(batch_size, base + room, loop, threads, dtype, pieces)
     self.programs = Programs(self.config, shapes, self.mesh, self._kinds())
+    self.params: Any = pack(self.config, model.params, take) if packs(self.mesh) else model.params
     self.batch_size, self.max_len, self.lanes, self.chunks = batch_size, base, lanes, chunks
 
   def _kinds(self) -> np.ndarray:

@@ -29,14 +29,17 @@ def make_engine(options: Options) -> Engine:
   model = load_model(options.model, dtype=resolve_dtype(options.dtype), mesh=mesh)
   if model.tokenizer is None:
     raise ValueError(f"--model {options.model} has no tokenizer, so it cannot answer a prompt")
+  if options.pasta:
+    model = with_marks(model)
   return Engine(
-    with_marks(model) if options.pasta else model,
+    model,
     batch_size=options.batch_size,
     max_len=options.max_len,
     segment=options.segment,
     mesh=mesh,
     lanes=options.lanes if options.pasta else 1,
     chunks=options.limits.chunks,
+    take=True,
   )
 
 

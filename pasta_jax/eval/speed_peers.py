@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pasta_jax.model.config import ModelConfig
+from pasta_jax.model.packed import Packed, unpack
 
 
 def _installed(*modules: str) -> bool:
@@ -51,6 +52,8 @@ def hf_ms(cfg: ModelConfig, params: dict[str, Any], prompt: list[int], new_token
     model = transformers.LlamaForCausalLM(config)
   model = model.to_empty(device="cpu").float().eval()
   model.model.rotary_emb = type(model.model.rotary_emb)(config)
+  if any(isinstance(value, Packed) for value in params.values()):
+    params = unpack(cfg, params)
   state = {name: torch.from_numpy(np.array(value)) for name, value in _hf_names(cfg, params)}
   model.load_state_dict(state, strict=False)
   model.tie_weights()

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
   model = load_model(_MODEL.value, dtype=resolve_dtype(_DTYPE.value))
   jax.block_until_ready(model.params)
   loaded_s, loaded_peak = process_age(), peak_rss_bytes()
-  engine = Engine(model, max_len=_MAX_LEN.value)
+  engine = Engine(model, max_len=_MAX_LEN.value, take=True)
   first_s = None
   for _ in engine.stream(Request(_PROMPT.value, max_new_tokens=_NEW.value)):
     first_s = first_s or process_age()
