@@ -74,7 +74,8 @@ def _figures(document: Document, threads: Threads, words: Words, fork: str) -> s
   stats = document_stats(threads, CONTROLS, len(words.encode(document.plain)), fork)
   return (
     f"{_count(stats.chunks, 'chunk')} in {_count(stats.rounds, 'round')};"
-    f" {_count(stats.plain_tokens, 'word')} in {_count(stats.critical_path, 'step')}, marks included: {stats.theoretical_speedup:.2f}x"
+    f" {_count(stats.plain_tokens, 'word')} in {_count(stats.critical_path, 'step')}, marks included:"
+    f" {stats.theoretical_speedup:.2f}x"
   )
 
 
