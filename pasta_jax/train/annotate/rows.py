@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any
 
+from pasta_jax.lang.document import Document
 from pasta_jax.lang.parse import parse
 from pasta_jax.train.annotate.normal import normalise
 
@@ -64,6 +65,26 @@ def read_pairs(path: str, keys: Keys | None = None) -> list[PairRow]:
     raise ValueError(f"--input {path}: not a whole gzip file: {e}") from None
   if not rows:
     raise ValueError(f"--input {path} has no rows")
+  return rows
+
+
+def read_documents(path: str) -> list[tuple[str, Document]]:
+  """Prompts and documents of rows that have both.
+
+  Raises:
+    ValueError: a row is bad, with its line.
+    OSError: the file cannot be read.
+  """
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"--input {path}: no such file")
+  rows = []
+  with open(path, encoding="utf-8") as f:
+    for n, line in enumerate(f, start=1):
+      try:
+        values = json.loads(line)
+        rows.append((_string(values, "prompt"), parse(_string(values, "document"))))
+      except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path}: line {n}: {e}") from None
   return rows
 
 

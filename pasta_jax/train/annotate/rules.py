@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from pasta_jax.lang.document import Document
 from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.marks import LENGTHS
 from pasta_jax.train.annotate import depends
@@ -87,9 +88,12 @@ class RulesAnnotator:
     return "rules"
 
   async def annotate(self, prompt: str, answer: str) -> Annotation | Rejection:
+    return Annotation(self.document(prompt, answer))
+
+  def document(self, prompt: str, answer: str) -> Document:
+    """The document of a normalised answer."""
     cuts = _Cutter(prompt, answer, self.options).cuts()
-    document = document_of(answer, cuts, self.options.limits, joins=self.options.joins == "back")
-    return Annotation(document)
+    return document_of(answer, cuts, self.options.limits, joins=self.options.joins == "back")
 
 
 @dataclasses.dataclass(frozen=True)
