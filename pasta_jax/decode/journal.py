@@ -4,6 +4,7 @@ Finished rows are appended to `OUT.partial` in the order in which they finish. W
 is written in input order beside its place and renamed, and the journal goes. So `OUT` is whole or absent.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -34,7 +35,7 @@ class Journal:
 
   def add(self, number: int, row: dict[str, Any]) -> None:
     """Keeps a finished row."""
-    self._file.write(json.dumps({"row": number, "output": row}, ensure_ascii=False) + "\n")
+    self._file.write(json_line({"row": number, "output": row}))
     self._file.flush()
     self.rows[number] = row
 
@@ -44,7 +45,7 @@ class Journal:
     try:
       with open(beside, "w", encoding="utf-8") as f:
         for number in sorted(self.rows):
-          f.write(json.dumps(self.rows[number], ensure_ascii=False) + "\n")
+          f.write(json_line(self.rows[number]))
         f.flush()
         os.fsync(f.fileno())
       os.replace(beside, self.path)
@@ -54,7 +55,19 @@ class Journal:
     self.partial.unlink()
 
   def close(self) -> None:
-    self._file.close()
+    # Every row has been flushed, or has failed to be: its bytes would only fail again here.
+    with contextlib.suppress(OSError):
+      self._file.close()
+
+
+def json_line(value: Any) -> str:
+  """`value` as a line of JSON that has bytes in UTF-8: as legible as it can be, escaped where it cannot."""
+  text = json.dumps(value, ensure_ascii=False)
+  try:
+    text.encode()
+  except UnicodeEncodeError:  # half of a surrogate pair, which JSON can name and UTF-8 cannot
+    text = json.dumps(value)
+  return text + "\n"
 
 
 def partial_path(path: pathlib.Path) -> pathlib.Path:
@@ -84,7 +97,7 @@ def open_journal(path: str | os.PathLike, run: dict[str, Any], resume: bool) -> 
     os.truncate(partial, kept)
     return Journal(out, rows, open(partial, "a", encoding="utf-8"))
   file = open(partial, "w", encoding="utf-8")  # noqa: SIM115 - the journal closes it
-  file.write(json.dumps({"run": run}, ensure_ascii=False) + "\n")
+  file.write(json_line({"run": run}))
   file.flush()
   return Journal(out, rows, file)
 
@@ -99,7 +112,7 @@ def _read(partial: pathlib.Path, run: dict[str, Any], rows: dict[int, dict[str, 
       try:
         entry = json.loads(line)
         if n:
-          rows[entry["row"]] = entry["output"]
+          rows[int(entry["row"])] = dict(entry["output"])
         else:
           changed = [k for k in run if entry["run"].get(k) != run[k]]
       except (ValueError, KeyError, TypeError, AttributeError):
