@@ -85,6 +85,15 @@ def test_a_disk_that_fills_up_keeps_the_rows_before_and_is_one_error(tmp_path):
   assert not partial_path(out).exists()
 
 
+def test_a_journal_without_a_row_leaves_nothing(tmp_path):
+  open_journal(tmp_path / "out.jsonl", {"model": "typo"}, resume=False).close()
+  assert list(tmp_path.iterdir()) == []
+  journal = open_journal(tmp_path / "out.jsonl", {"model": "right"}, resume=False)
+  journal.add(1, {})
+  journal.close()
+  assert len(open_journal(tmp_path / "out.jsonl", {"model": "right"}, resume=True).rows) == 1
+
+
 def test_a_lone_surrogate_in_a_row_is_escaped_and_comes_back(tmp_path):
   out = tmp_path / "out.jsonl"
   row = json.loads(r'{"prompt": "\ud83d half an emoji, é", "text": "ü"}')

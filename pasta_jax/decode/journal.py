@@ -52,12 +52,15 @@ class Journal:
     finally:
       beside.unlink(missing_ok=True)
     self._file.close()
-    self.partial.unlink()
+    self.partial.unlink(missing_ok=True)
 
   def close(self) -> None:
+    """Leaves the rows to a later run; without any nothing is left, as of a mistake at the start."""
     # Every row has been flushed, or has failed to be: its bytes would only fail again here.
     with contextlib.suppress(OSError):
       self._file.close()
+      if not self.rows:
+        self.partial.unlink(missing_ok=True)
 
 
 def json_line(value: Any) -> str:
