@@ -29,7 +29,7 @@ PYTHON = os.environ.get("PASTA_LLAMA_PYTHON", sys.executable)
 ROWS = [
   ("Name a fruit.", "An apple."),
   ("What is rain?", "Rain is water that falls from clouds in drops."),
-  ("Two pets?", "Two pets for a flat:\n\n- **Cat.** It sleeps all day.\n- **Fish.** It needs a tank and little else."),
+  ("Two pets?", "Two pets for a flat:\n\n- **Cat.** It sleeps all day.\n- **Fish.** It needs a tank and food."),
   ("What is 2 + 2?", "2 + 2 = 4."),
   ("Say hello.", "Hello! How can I help you today?"),
 ]  # fmt: skip

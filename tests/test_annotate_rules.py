@@ -1,6 +1,7 @@
 """Annotation by rules: what becomes a chunk, what stays, where syncs go; the text stays the answer."""
 
 import asyncio
+import dataclasses
 
 import pytest
 from hypothesis import given, settings
@@ -8,9 +9,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("markdown_it")
 
-from pasta_jax.lang.document import Chunk, Sync, escape, problems, topic_problem
+from pasta_jax.lang.document import Chunk, Document, Sync, Text, escape, problems, topic_problem
 from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.parse import parse
+from pasta_jax.train.annotate.agreement import agreement, compare
+from pasta_jax.train.annotate.cuts import estimated_steps
 from pasta_jax.train.annotate.lengths import estimated_tokens, promised_tokens
 from pasta_jax.train.annotate.normal import normalise
 from pasta_jax.train.annotate.rules import RuleOptions, RulesAnnotator, style
@@ -120,7 +123,7 @@ def test_bold_lines_are_headings():
 
 def test_a_section_with_inner_lists_is_one_chunk():
   list_ = f"- {TRAIN}\n- {PLANE}"
-  document = annotate(f"## Far\n{list_}\n\n## Near\n{COACH}")
+  document = annotate(f"## Far\n{list_}\n\n## Near\n{COACH}", options=RuleOptions(sections="whole"))
   assert bodies(document) == [list_, COACH]
 
 
@@ -131,6 +134,39 @@ def test_a_section_too_long_to_promise_is_split_within():
   document = annotate(normalise(f"## Many\n{long}\n\n## One\n{COACH}"))
   assert len(document.chunks) == 9
   assert all(estimated_tokens(c.body) <= 320 for c in document.chunks)
+
+
+def test_short_sections_of_long_items_are_cut_at_their_items_if_that_is_faster():
+  items = [text + " " + text.split(".** ")[1] for text in (TRAIN, PLANE, COACH)]
+  list_ = "\n".join(f"- {i}" for i in items)
+  answer = f"### Pros\n{list_}\n\n### Cons\n{list_}"
+  assert bodies(annotate(answer)) == items * 2
+  assert bodies(annotate(answer, options=RuleOptions(sections="whole"))) == [list_, list_]
+  many = "\n\n".join(f"### Way {n}\n- {TRAIN}\n- {PLANE}" for n in range(9))
+  assert len(annotate(many).chunks) == 9
+  assert len(annotate(many, options=RuleOptions(sections="within")).chunks) == 18
+
+
+def test_estimated_steps_follow_the_critical_path():
+  plain = Document.of([Text("one two three")])
+  assert estimated_steps(plain) == 3
+  two = [Chunk("a", 10, "x " * 50), Chunk("b", 10, "x " * 20)]
+  assert estimated_steps(Document.of(two)) == 3 + 2 + 50
+  assert estimated_steps(Document.of([*two, Text("x " * 100)])) == 6 + 100
+  assert estimated_steps(Document.of([*two, Sync(), Text("x " * 100)])) == 55 + 1 + 100
+
+
+def test_agreement_counts_what_two_documents_share():
+  reference = annotate(f"- {TRAIN}\n- {PLANE}\n- {COACH}\n\nSo take the train.")
+  same = agreement(reference, reference)
+  assert dataclasses.astuple(same) == (1, 1, 1, 1, 3, 3, 3, 1, 1, 1)
+  apar = RulesAnnotator(style("apar")).document(PROMPT, reference.plain)
+  assert dataclasses.astuple(agreement(reference, apar)) == (1, 1, 1, 1, 3, 3, 0, 1, 0, 0)
+  plain = Document.of([Text(reference.plain)])
+  assert dataclasses.astuple(agreement(reference, plain)) == (1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+  total = compare([(PROMPT, reference), (PROMPT, plain)], RulesAnnotator())
+  assert (total.rows, total.reference, total.annotated, total.both, total.same_chunks) == (2, 1, 2, 1, 3)
+  assert "of those that the rules split, the reference splits 50.0 %" in total.lines()
 
 
 def test_labelled_paragraphs_become_chunks():

@@ -1,7 +1,7 @@
 """How well the rules agree with documents that were marked otherwise.
 
 `python -m pasta_jax.train.annotate.agreement --input=data/seed.jsonl` takes the marks off each document,
-annotates the reading text by rules, and compares. The documents are one way to mark an answer, not the only one.
+annotates the reading text by rules, and compares. Its marks are one way to mark an answer, not the only one.
 """
 
 import dataclasses
@@ -54,7 +54,8 @@ class Agreement:
       f"of those that the rules split, the reference splits {share(self.both, self.annotated)}",
       f"where both split, {share(self.same_chunks, self.reference_chunks)} of the reference's"
       f" {self.reference_chunks} chunks are chunks by rules, and"
-      f" {share(self.same_chunks, self.annotated_chunks)} of the rules' {self.annotated_chunks} are the reference's",
+      f" {share(self.same_chunks, self.annotated_chunks)} of the rules' {self.annotated_chunks} are the"
+      " reference's",
       f"where both split, the reference has a sync in {self.reference_syncs} rows, the rules have one in"
       f" {self.annotated_syncs}, both in {self.both_syncs}",
     ]
@@ -90,13 +91,9 @@ def compare(rows: Iterable[tuple[str, Document]], annotator: RulesAnnotator) -> 
   return sum(pairs, Agreement())
 
 
-_INPUT = flags.DEFINE_string("input", "", 'JSONL rows {"prompt": ..., "document": ...}.')
-_STYLE = flags.DEFINE_string("style", "pasta", "pasta or apar.")
-
-
 def _run() -> None:
-  rows = read_documents(_INPUT.value)
-  print("\n".join(compare(rows, RulesAnnotator(style(_STYLE.value))).lines()))
+  rules = RulesAnnotator(style(flags.FLAGS.style))
+  print("\n".join(compare(read_documents(flags.FLAGS.input), rules).lines()))
 
 
 def main(argv: list[str]) -> None:
@@ -106,4 +103,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("input", "", 'JSONL rows {"prompt": ..., "document": ...}.')
+  flags.DEFINE_string("style", "pasta", "pasta or apar.")
   app.run(main)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pasta_jax.lang.document import Chunk, Document, Part, Sync, Text
 from pasta_jax.lang.grammar import Limits
-from pasta_jax.train.annotate.lengths import promised_tokens
+from pasta_jax.train.annotate.lengths import estimated_tokens, promised_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +16,14 @@ class ChunkCut:
     start, end: its characters.
     topic: what its promise says.
     before: where a sync would go, were one needed before it: the beginning of its list item or heading.
+    head: the words it begins with that name it, or "".
   """
 
   start: int
   end: int
   topic: str
   before: int
+  head: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,21 @@ def document_of(
     at = cut.end
   parts.append(Text(answer[at:]))
   return Document.of(parts)
+
+
+def estimated_steps(document: Document) -> int:
+  """About how many decode steps a document takes with a lane for every chunk."""
+  main = 0
+  ends: list[int] = []
+  for part in document.parts:
+    if isinstance(part, Text):
+      main += estimated_tokens(part.text)
+    elif isinstance(part, Chunk):
+      main += 2 + estimated_tokens(part.topic)
+      ends.append(main + 2 + estimated_tokens(part.body))
+    else:
+      main = max([main, *ends]) + 1
+  return max([main, *ends])
 
 
 def _limited(cuts: Sequence[Cut], limits: Limits, joins: bool) -> list[Cut]:

@@ -76,11 +76,11 @@ _CONCLUSION = _pattern(
     "all in all|all (?:these|those|of|three|four|five)|as you can see|taken together|together|combined",
     "by (?:following|doing|using|combining|incorporating|implementing|taking)|any of|whichever",
     "which(?:ever)? one",
-    "of (?:these|those|them|the)|with (?:these|all)|final (?:answer|thoughts?|verdict|result)|answer",
-    "result|total",
+    "of (?:these|those|them|the)|with (?:these|all)|final (?:answer|thoughts?|verdict|result)",
     "(?:key )?takeaways?|key points?|bottom line|tl;?dr|verdict|recommendation|either|each",
     "my (?:recommendation|advice|suggestion|pick|choice|favou?rite)",
     "i(?:'d| would)? (?:recommend|suggest|choose)",
+    r"(?:answer|result|total|sum)(?:\W*:|\s(?:is|was|comes))",
     "the (?:best|right|above|main difference|key|bottom line|final|answer)",
   )
 )
@@ -137,14 +137,19 @@ _RESULT = re.compile(r"[=≈]\s*[-+*_$€£]*(\d+(?:[.,]\d+)+|\d{2,})(?!\s*[-+*/
 _CONTENT = re.compile(r"[^\W_][^\W_'’-]{3,}|\d{2,}")
 
 
-def continues(text: str, *, pronouns: bool) -> bool:
+def continues(text: str, *, pronouns: bool, head: str | None = None) -> bool:
   """Whether a text goes on from what stands before it, by its first words or a pointer in it.
 
   Args:
     pronouns: count a beginning like "This" or "They": not for a text whose subject is given by a heading or
       by the sentence that introduces a list.
+    head: words at the beginning that name the text and continue nothing: "Besides strings: ...".
   """
-  if _CONNECTIVE.match(text) or _POINTER.search(text):
+  if _POINTER.search(text):
+    return True
+  if head and (at := text.find(head)) >= 0:
+    text = text[at + len(head) :]
+  if _CONNECTIVE.match(text):
     return True
   return pronouns and _PRONOUN.match(text) is not None
 
@@ -210,7 +215,9 @@ def in_sequence(
     return True
   if ordered and not any(heads) and _HOW_PROMPT.search(prompt):
     return True
-  going_on = sum(continues(t, pronouns=False) for t in texts[1:]) + bool(_POINTER.search(texts[0]))
+  going_on = sum(continues(t, pronouns=False, head=h) for t, h in zip(texts[1:], heads[1:])) + bool(
+    _POINTER.search(texts[0])
+  )
   return going_on >= (1 if ordered else 2)
 
 

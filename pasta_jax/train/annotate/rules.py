@@ -16,7 +16,7 @@ from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.marks import LENGTHS
 from pasta_jax.train.annotate import depends
 from pasta_jax.train.annotate.annotator import Annotation, Rejection
-from pasta_jax.train.annotate.cuts import ChunkCut, Cut, SyncCut, document_of
+from pasta_jax.train.annotate.cuts import ChunkCut, Cut, SyncCut, document_of, estimated_steps
 from pasta_jax.train.annotate.lengths import estimated_tokens
 from pasta_jax.train.annotate.structure import Block, Kind, blocks_of
 from pasta_jax.train.annotate.topics import lead_of, topic_of
@@ -26,6 +26,7 @@ _CHOICES = {
   "joins": ("back", "never"),
   "paragraphs": ("labelled", "all", "none"),
   "steps": ("keep", "split"),
+  "sections": ("best", "whole", "within"),
 }
 
 _LABEL_END = re.compile(r"\s*(?:\*\*|__).+?(?:\*\*|__)[:.]?[ \t]+|\s*[^\n:]{2,60}:[ \t]+|[^\n]*?[.!?][ \t]+")
@@ -45,6 +46,8 @@ class RuleOptions:
       not continue what stands before them; "none".
     steps: "keep": parts that build on each other (steps, derivations, programs) stay text, as do single ones
       that look back at another; "split": they are taken like others.
+    sections: "whole": the body of a section is one chunk; "within": its items and labelled paragraphs are,
+      where it has two or more; "best": whichever takes fewer steps (estimated) for the answer.
     least_tokens: a part shorter than this (estimated) stays text.
     mean_tokens: a group of parts shorter than this on the average stays text.
     limits: chunks of a round and of an answer.
@@ -54,6 +57,7 @@ class RuleOptions:
   joins: str = "back"
   paragraphs: str = "labelled"
   steps: str = "keep"
+  sections: str = "best"
   least_tokens: int = 10
   mean_tokens: int = 15
   limits: Limits = dataclasses.field(default_factory=Limits)
@@ -66,7 +70,7 @@ class RuleOptions:
 
 STYLES = {
   "pasta": RuleOptions(),
-  "apar": RuleOptions(heads="main", joins="never", paragraphs="all", steps="split"),
+  "apar": RuleOptions(heads="main", joins="never", paragraphs="all", steps="split", sections="whole"),
 }
 
 
@@ -92,8 +96,13 @@ class RulesAnnotator:
 
   def document(self, prompt: str, answer: str) -> Document:
     """The document of a normalised answer."""
-    cuts = _Cutter(prompt, answer, self.options).cuts()
-    return document_of(answer, cuts, self.options.limits, joins=self.options.joins == "back")
+    o = self.options
+    ways = ("whole", "within") if o.sections == "best" else (o.sections,)
+    documents = [
+      document_of(answer, _Cutter(prompt, answer, o, way).cuts(), o.limits, joins=o.joins == "back")
+      for way in ways
+    ]
+    return min(documents, key=estimated_steps)  # the first of equals: fewer, longer chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +128,8 @@ class _Part:
 class _Cutter:
   """Walks the blocks of one answer in order and collects its cuts."""
 
-  def __init__(self, prompt: str, answer: str, options: RuleOptions):
-    self.prompt, self.answer, self.options = prompt, answer, options
+  def __init__(self, prompt: str, answer: str, options: RuleOptions, sections: str):
+    self.prompt, self.answer, self.options, self.sections = prompt, answer, options, sections
     self.lower_words = frozenset(re.findall(r"[^\W\d_]+", f"{prompt}\n{answer}"))
     self.found: list[Cut] = []
 
@@ -159,9 +168,9 @@ class _Cutter:
     if not opened or self.options.steps == "split":
       return False
     text, start = self._text(part), part.start
-    if depends.continues(text, pronouns=False):
+    if depends.continues(text, pronouns=False, head=part.head if not part.outside else None):
       return True
-    heads = [lead_of(self.answer[c.start : c.end]) or "" for c in opened]
+    heads = [c.head for c in opened]
     return depends.names_one_of(text, heads, self._seen(start))
 
   def _main(self, start: int, end: int) -> None:
@@ -218,10 +227,21 @@ class _Cutter:
     if concluding or self._waits(section):
       self._join(section.start)
       self._region(section.blocks, section.head or "")
+    elif self.sections == "within" and self._cut_within(section):
+      return
     elif self.options.least_tokens <= estimated_tokens(text) <= LENGTHS[-1]:
       self._cut(section)
     else:
       self._region(section.blocks, section.head or "")
+
+  def _cut_within(self, section: _Part) -> bool:
+    """Cuts a section's own parts, if there are at least two."""
+    before = len(self.found)
+    self._region(section.blocks, section.head or "")
+    if sum(isinstance(c, ChunkCut) for c in self.found[before:]) > 1:
+      return True
+    del self.found[before:]
+    return False
 
   def _intro(self, blocks: Sequence[Block], intro: str) -> str:
     """The heading or paragraph that introduces what follows `blocks`."""
@@ -319,14 +339,15 @@ class _Cutter:
         return
     topic = topic_of(text, part.head if part.outside else None, self.lower_words)
     if topic:
-      self.found.append(ChunkCut(body, part.end, topic, part.start))
+      name = "" if part.outside else part.head or ""
+      self.found.append(ChunkCut(body, part.end, topic, part.start, name))
 
 
 def _closing(answer: str, groups: Sequence[list[Block]]) -> list[Block]:
   """Takes from the last section what closes the whole answer, and returns it.
 
   That is what follows a rule, else the last paragraphs, if they say farewell or conclude, or if they follow a
-  list while every other section ends with one.
+  list while every other section ends with one, or another block while the others have one block each.
   """
   last = groups[-1]
   rules = [n for n, b in enumerate(last) if b.kind is Kind.RULE and n > 1]
@@ -334,10 +355,11 @@ def _closing(answer: str, groups: Sequence[list[Block]]) -> list[Block]:
   if keep == len(last):
     others = [g[-1].kind for g in ([b for b in g if b.kind is not Kind.RULE] for g in groups[:-1])]
     lists = bool(others) and all(k is Kind.LIST for k in others)
+    single = len(groups) > 2 and all(len([b for b in g if b.kind is not Kind.RULE]) == 2 for g in groups[:-1])
     while keep > 2 and last[keep - 1].kind is Kind.TEXT:
       text = answer[last[keep - 1].start : last[keep - 1].end]
       after_list = lists and any(b.kind is Kind.LIST for b in last[: keep - 1])
-      if not (after_list or depends.says_farewell(text) or depends.concludes(text)):
+      if not (single or after_list or depends.says_farewell(text) or depends.concludes(text)):
         break
       keep -= 1
   closing = last[keep:]
