@@ -176,6 +176,43 @@ def test_a_script_that_is_none_costs_one_line(toy, tmp_path):
     answer_prompt(dataclasses.replace(toy, script=str(script)))
 
 
+_FLAGS = """
+import dataclasses, json, sys
+from absl import flags
+from pasta_jax.decode import main
+from pasta_jax.decode.options import Options, options_of
+for line in sys.stdin:
+  flags.FLAGS.unparse_flags()
+  for name in ("stream", "mode", "fork", "temperature", "chunks", "round_chunks", "stop"):
+    flags.FLAGS[name].unparse()
+  flags.FLAGS(["main", "--prompt=x", *line.split()])
+  print(json.dumps(dataclasses.asdict(options_of(flags.FLAGS.flag_values_dict()))))
+missing = {f.name for f in dataclasses.fields(Options)} - set(flags.FLAGS) - {"sampling", "limits"}
+assert not missing, missing
+"""
+
+
+def test_flags_are_options_and_the_old_spellings_of_stream_hold():
+  lines = [
+    "",
+    "--stream",
+    "--nostream",
+    "--stream=lanes",
+    "--mode=pasta --fork=grouped --temperature=0.5 --chunks=4 --round_chunks=3 --stop=a --stop=b",
+  ]
+  out = subprocess.run(
+    [sys.executable, "-c", _FLAGS], input="\n".join(lines) + "\n", capture_output=True, text=True, check=False
+  )
+  assert out.returncode == 0, out.stderr
+  got = [json.loads(line) for line in out.stdout.splitlines()]
+  assert [g["stream"] for g in got] == ["text", "text", "none", "lanes", "text"]
+  assert [g["mode"] for g in got] == ["sequential"] * 4 + ["pasta"]
+  last = got[-1]
+  assert (last["fork"], last["sampling"]["temperature"], last["stop"]) == ("grouped", 0.5, ["a", "b"])
+  assert (last["limits"]["chunks"], last["limits"]["round_chunks"]) == (4, 3)
+  assert last["limits"]["topic_pieces"] == Limits().topic_pieces
+
+
 REAL = (
   'Two ways to travel:\n\n- <promise topic="by train" tokens="20"/><async>**Train.** Slower, but you can work'
   ' on the way.</async>\n- <promise topic="by plane" tokens="10"/><async>**Plane.** Faster over long'
