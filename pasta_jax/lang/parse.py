@@ -83,6 +83,7 @@ class _Reader:
     self.phase = Phase.MAIN
     self.opened = False  # since the last sync
     self.promise: Tag | None = None  # read, and its chunk not yet
+    self.kept: Tag | None = None  # the promise of the chunk
     self.body: list[str] = []
     self.depth = 0  # chunks inside the chunk
     self.open = -1  # number of the tag that opened the chunk
