@@ -138,6 +138,7 @@ def test_figures_of_a_document():
   assert stats.critical_path == 6 + 13 + 3
   assert (stats.chunks, stats.rounds, stats.body_ids, stats.main_ids) == (2, 1, 16, 2 + 4 + 4 + 1 + 3)
   assert stats.mark_ids == 2 * (4 + 2) + 1
+  assert (stats.marks, stats.tokens_per_mark) == (7, 13 / 7)
   assert stats.position_error == (20 - 12, 10 - 4)
   assert stats.plain_tokens == 21
   assert stats.theoretical_speedup == 21 / 22

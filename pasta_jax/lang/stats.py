@@ -25,6 +25,7 @@ class Stats:
   Attributes:
     chunks, rounds: how many; a round is the chunks between two syncs, the last may have no sync.
     main_ids, body_ids: ids of the main thread, marks and topics included, and of all bodies.
+    marks: promises, `<async>`, `</async>` and syncs.
     mark_ids: ids that the plain answer would not have: marks, topics and lengths, `<async>` included.
     plain_tokens: tokens of the same answer without marks.
     critical_path: decode steps with a lane for every thread.
@@ -35,6 +36,7 @@ class Stats:
   rounds: int
   main_ids: int
   body_ids: int
+  marks: int
   mark_ids: int
   plain_tokens: int
   critical_path: int
@@ -44,6 +46,11 @@ class Stats:
   def theoretical_speedup(self) -> float:
     """Tokens of the plain answer per step of the critical path."""
     return self.plain_tokens / self.critical_path if self.critical_path else 1.0
+
+  @property
+  def tokens_per_mark(self) -> float:
+    """Ids that a mark costs, topics included."""
+    return self.mark_ids / self.marks if self.marks else 0.0
 
 
 def document_stats(threads: Threads, controls: ControlIds, plain_tokens: int, fork: str = "eager") -> Stats:
@@ -63,6 +70,7 @@ def document_stats(threads: Threads, controls: ControlIds, plain_tokens: int, fo
     rounds=len(set(rounds_of(threads, controls))),
     main_ids=len(threads.main),
     body_ids=sum(map(len, threads.chunks)),
+    marks=3 * count + syncs,
     mark_ids=4 * count + topics + syncs,
     plain_tokens=plain_tokens,
     critical_path=critical_path(threads, controls, fork),
