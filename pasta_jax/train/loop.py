@@ -1,8 +1,7 @@
 """The training loop, from the first step to the last, readable from top to bottom."""
 
 import dataclasses
-import json
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,19 @@ import jax
 
 from pasta_jax.model.adapter import Adapter, save_adapter
 from pasta_jax.model.checkpoint import save_checkpoint
+from pasta_jax.model.memory import device_bytes_free
+from pasta_jax.train.checkpoints import Checkpoints, claim
 from pasta_jax.train.config import Config
 from pasta_jax.train.evaluate import eval_batches, evaluate
+from pasta_jax.train.forward import unstack
 from pasta_jax.train.loss import CLASSES
-from pasta_jax.train.metrics import MetricsFile, Progress
-from pasta_jax.train.setup import Run, eval_run, set_up
+from pasta_jax.train.metrics import Recorder
+from pasta_jax.train.packing import State as LoaderState
+from pasta_jax.train.report import write_report
+from pasta_jax.train.setup import Run, eval_run, find_file, set_up
+from pasta_jax.train.watch import DivergedError, Watch, stop_between_steps
 
-METRICS, ADAPTER, MODEL = "metrics.jsonl", "adapter.npz", "model"
+ADAPTER, MODEL = "adapter.npz", "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,59 +40,105 @@ class Outcome:
 
 
 def train(config: Config, workdir: str) -> Outcome:
-  """Trains, evaluates, and writes metrics and the result into `workdir`.
+  """Trains, or goes on where an interrupted run of the same configuration stopped.
+
+  Args:
+    workdir: takes metrics, checkpoints, the result and a report; the same one resumes.
 
   Raises:
     ValueError, OSError: with one line for the user.
+    KeyboardInterrupt: after a checkpoint, at SIGTERM or Ctrl-C.
   """
+  # What there is to do. Everything that can fail early does so here.
   folder = Path(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
-
-  # What there is to do.
+  claim(folder, config, [find_file(name) for name in config.data])
   run = set_up(config)
   program, loader = run.program, run.loader
-  held_out = run.data.held_out[: config.eval_rows or None]
-  batches = eval_batches(held_out, config.batch_rows, config.length)
+  batches = eval_batches(run.data.held_out[: config.eval_rows or None], config.batch_rows, config.length)
   describe(run)
-  (folder / "config.json").write_text(json.dumps(config.as_dict(), indent=1))
+  step_program = compile_step(run)
+  watch = Watch(config.diverged)
 
-  metrics = MetricsFile(folder / METRICS, 0)
-  progress = Progress(program.steps, 0, config.log_every)
-  evaluation: dict[str, float] = {}
+  with Checkpoints(folder, config.keep) as checkpoints, stop_between_steps() as stop:
+    # Where to begin.
+    done = checkpoints.latest or 0
+    if done:
+      run.state = None  # its memory is wanted
+      run.state, host = checkpoints.restore(done, program.abstract_state())
+      loader.state, watch.state = LoaderState(**host["loader"]), host["watch"]
+      print(f"going on after step {done} of {program.steps}", file=sys.stderr)
 
-  def evaluate_now(step: int) -> None:
-    nonlocal evaluation
-    if batches:
-      evaluation = evaluate(batches, eval_run(run), run.controls)
-      metrics.write({"step": step} | {f"eval_{k}": v for k, v in evaluation.items()})
-      progress.say(f"step {step}: held out: " + ", ".join(f"{k} {v:.3f}" for k, v in evaluation.items()))
+    def save(step: int, evaluation: dict[str, float] | None = None) -> None:
+      host = {"loader": dataclasses.asdict(loader.state), "watch": watch.state}
+      checkpoints.save(step, run.state, host, evaluation)
 
-  # Steps.
-  try:
-    began, tokens = time.perf_counter(), 0.0
-    for step in range(1, program.steps + 1):
-      batch = program.place_batch(loader.next())
-      run.state, out = program.jit_train_step(run.frozen, run.state, batch)
-      figures = {k: float(v) for k, v in jax.device_get(out).items()}
-      tokens += figures["tokens"]
-      seconds = time.perf_counter() - began
-      progress.step(step, f"loss {figures['loss']:.4f}, {tokens / seconds:.0f} tokens/s")
-      if step % config.log_every == 0 or step == 1:
-        rate = float(program.schedule(step - 1))
-        line = step_line(figures) | {"learning_rate": rate, "tokens_per_second": tokens / seconds}
-        metrics.write({"step": step, "epoch": loader.state.epoch} | line)
-      if config.eval_every and step % config.eval_every == 0 and step < program.steps:
-        evaluate_now(step)
-        save_result(run, folder, step)
-        began, tokens = time.perf_counter(), 0.0
+    with Recorder(folder, program, done) as recorder:
+
+      def take_in(step: int, out: Any) -> None:
+        figures = {k: float(v) for k, v in jax.device_get(out).items()}
+        recorder.step(step, step_line(figures), figures["tokens"])
+        try:
+          watch.see(step, figures["loss"], figures["gradient_norm"])
+        except DivergedError as e:
+          kept = checkpoints.latest
+          where = f"the last good checkpoint is step {kept}" if kept else "there is no checkpoint yet"
+          advice = "try a lower config.learning_rate or a longer config.warmup, in another --workdir"
+          raise DivergedError(f"{e}; {where} in {checkpoints.folder}; {advice}") from None
+
+      # Steps. A step's figures are taken in while the next one runs.
+      waiting: tuple[int, Any] | None = None
+      evaluation: dict[str, float] = {}
+      for step in range(done + 1, program.steps + 1):
+        batch = program.place_batch(loader.next())
+        run.state, out = step_program(run.frozen, run.state, batch)
+        if waiting:
+          take_in(*waiting)
+        waiting = (step, out)
+
+        last = step == program.steps
+        to_evaluate = batches and (last or (config.eval_every and step % config.eval_every == 0))
+        to_save = last or (config.save_every and step % config.save_every == 0)
+        stopping = stop.due(step)
+        if not (to_evaluate or to_save or stopping):
+          continue
+        take_in(*waiting)  # nothing that diverged is saved
+        waiting = None
+        if to_evaluate:
+          evaluation = evaluate(batches, eval_run(run), run.controls)
+          recorder.evaluation(step, evaluation)
+        if to_evaluate or to_save or stopping:
+          save(step, evaluation if to_evaluate else None)
+        if stopping and not last:
+          checkpoints.wait()
+          error = stop.exception
+          error.args = (f"saved after step {step} of {program.steps}; the same command goes on from there",)
+          raise error
 
     # The end.
-    evaluate_now(program.steps)
-    result = save_result(run, folder, program.steps, evaluation)
-  finally:
-    metrics.close()
-    progress.close()
+    checkpoints.wait()
+    result = save_result(run, folder, evaluation)
+    write_report(folder, config, evaluation)
   return Outcome(program.steps, evaluation, result)
+
+
+def compile_step(run: Run) -> Any:
+  """The compiled step.
+
+  Raises:
+    ValueError: it needs more memory than there is.
+  """
+  program = run.program
+  batch = program.abstract_batch()
+  compiled = program.jit_train_step.lower(run.frozen, program.abstract_state(), batch).compile()
+  analysis = compiled.memory_analysis()
+  need = getattr(analysis, "temp_size_in_bytes", 0)
+  free = device_bytes_free(program.mesh.local_devices[0])
+  if free is not None and need > free:
+    raise ValueError(
+      f"a step needs {need / 1e9:.1f} GB beside the weights, {free / 1e9:.1f} GB are free; use "
+      "config.remat=full, a smaller config.logits_tokens, a larger config.accumulate, or a larger mesh"
+    )
+  return compiled
 
 
 def step_line(figures: dict[str, float]) -> dict[str, float]:
@@ -101,33 +152,30 @@ def step_line(figures: dict[str, float]) -> dict[str, float]:
 
 def describe(run: Run) -> None:
   """Says on stderr what is about to happen."""
-  import sys
-
   program, data = run.program, run.data
   for report in data.reports:
     print(report, file=sys.stderr)
   if data.too_long:
-    shown = ", ".join(data.too_long[:3])
-    print(f"{len(data.too_long)} documents exceed {run.config.length} tokens: {shown}, ...", file=sys.stderr)
+    shown = ", ".join(data.too_long[:3]) + (", ..." if len(data.too_long) > 3 else "")
+    print(f"{len(data.too_long)} documents exceed {run.config.length} tokens: {shown}", file=sys.stderr)
   count = sum(s.size for s in program.trained.values())
-  epochs = run.loader.batches_of(0)
   print(
     f"{'twin' if run.config.twin else 'pasta'}: {sum(len(e) for e, _ in data.train)} documents to train on, "
-    f"{len(data.held_out)} held out; {program.steps} steps, {epochs} per epoch; "
+    f"{len(data.held_out)} held out; {program.steps} steps, {run.loader.batches_of(0)} per epoch; "
     f"{count:,} parameters trained; mesh {dict(program.mesh.shape)}, {program.compute_dtype.name}",
     file=sys.stderr,
   )
 
 
-def save_result(run: Run, folder: Path, step: int, evaluation: dict[str, float] | None = None) -> Path:
-  """The adapter, or with all parameters trained the model."""
+def save_result(run: Run, folder: Path, evaluation: dict[str, float]) -> Path:
+  """The adapter's file, or with all parameters trained the model's folder."""
   config = run.config
   if not config.lora:
-    if evaluation is None:
-      return folder / MODEL
     tokenizer = run.tokenizer if hasattr(run.tokenizer, "save") else None
-    return save_checkpoint(folder / MODEL, run.program.model, run.state["params"], tokenizer, overwrite=True)
-  arrays: dict[str, Any] = jax.device_get(run.state["params"])
-  metadata = {"config": config.as_dict(), "step": step, "evaluation": evaluation or {}}
+    params = unstack(run.state["params"])
+    return save_checkpoint(folder / MODEL, run.program.model, params, tokenizer, overwrite=True)
+  arrays = unstack(jax.device_get(run.program.replicate(run.state["params"])))
+  metadata = {"config": config.as_dict(), "steps": run.program.steps, "evaluation": evaluation}
   adapter = Adapter(arrays, config.lora_config, run.controls is not None, config.model, metadata)
-  return save_adapter(folder / ADAPTER, adapter)
+  path = folder / ADAPTER
+  return save_adapter(path, adapter) if jax.process_index() == 0 else path

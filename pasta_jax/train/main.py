@@ -1,4 +1,7 @@
-"""Stage 1: `python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/stage1`."""
+"""Stage 1: `python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/stage1`.
+
+The same command again goes on where an interrupted run stopped.
+"""
 
 import sys
 
@@ -14,6 +17,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: metrics, che
 _CACHE = flags.DEFINE_string(
   "compilation_cache", runtime.default_cache_folder(), "Folder for compiled programs; empty turns it off."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "One of several processes; on Cloud TPU and Slurm they find each other."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where they do not.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.", lower_bound=0)
 
 
 def _run() -> None:
@@ -21,16 +30,32 @@ def _run() -> None:
   from pasta_jax.train.config import Config
   from pasta_jax.train.loop import train
 
-  outcome = train(Config.of(_CONFIG.value.to_dict()), _WORKDIR.value)
-  print(outcome.result)
+  config = Config.of(_CONFIG.value.to_dict())
+  if _DISTRIBUTED.value or _COORDINATOR.value:
+    import jax
+
+    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  print(train(config, _WORKDIR.value).result)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Flags; what is wrong with them in one line, where ml_collections raises errors of all kinds."""
+  try:
+    rest = flags.FLAGS(argv)
+  except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError, ImportError) as e:
+    message = e.args[0] if e.args and not isinstance(e, OSError) else e
+    text = str(message).strip("'").replace("\\n", " ")  # the text of a KeyError inside an AttributeError
+    sys.exit(f"error: {' '.join(text.split())}; --helpshort lists the flags")
+  if len(rest) > 1:
+    sys.exit(f"error: unexpected argument {rest[1]!r}; everything is a --flag")
+  return rest
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}; everything is a --flag")
+  del argv
   sys.exit(runtime.run_main(_run))
 
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=_parse)

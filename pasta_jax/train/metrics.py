@@ -1,5 +1,6 @@
-"""Where a run's figures go: a JSONL file that survives interruption, and a line or bar for people."""
+"""Where a run's figures go: a JSONL file that survives interruption, TensorBoard, a progress bar."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,12 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import jax
+
+from pasta_jax.train.flops import peak_flops, step_flops
+
+METRICS = "metrics.jsonl"
 
 
 class MetricsFile:
@@ -17,15 +24,8 @@ class MetricsFile:
 
   def __init__(self, path: str | os.PathLike[str], from_step: int):
     self.path = Path(path)
-    kept = []
     if self.path.exists():
-      for line in self.path.read_text().splitlines():
-        try:
-          values = json.loads(line)
-        except ValueError:
-          continue  # cut short when the run was killed
-        if values.get("step", 0) <= from_step:
-          kept.append(line)
+      kept = [json.dumps(v) for v in read_metrics(self.path) if v.get("step", 0) <= from_step]
       beside = self.path.with_name(f".{self.path.name}.writing")
       beside.write_text("".join(f"{line}\n" for line in kept))
       os.replace(beside, self.path)
@@ -40,13 +40,91 @@ class MetricsFile:
     self._file.close()
 
 
+class Recorder:
+  """Takes a run's figures: metrics.jsonl, TensorBoard's event files where tensorboardX is installed, stderr.
+
+  Only the first of several processes writes.
+  """
+
+  def __init__(self, folder: Path, program: Any, done: int):
+    """Args:
+    folder: of the run.
+    program: step.Program.
+    done: steps that were done before.
+    """
+    config = program.config
+    self._program, self._every, self._writes = program, config.log_every, jax.process_index() == 0
+    trained = sum(s.size for s in program.trained.values())
+    devices = list(program.mesh.devices.flat)
+    self._flops = step_flops(program.model, trained, config.length)
+    self._peak = peak_flops(program.mesh.local_devices[0], program.compute_dtype) * len(devices)
+    self._began, self._tokens = time.perf_counter(), 0.0
+    self._file = MetricsFile(folder / METRICS, done) if self._writes else None
+    self._board = _tensorboard(folder / "tensorboard", done) if self._writes else None
+    self._progress = Progress(program.steps, done, config.log_every, self._writes)
+
+  def __enter__(self) -> "Recorder":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._progress.close()
+    for sink in (self._file, self._board):
+      if sink is not None:
+        sink.close()
+
+  def step(self, step: int, line: dict[str, float], tokens: float) -> None:
+    """A step's metrics and how many tokens it was fed."""
+    self._tokens += tokens
+    rate = self._tokens / (time.perf_counter() - self._began)
+    used = 100 * rate * self._flops / self._peak
+    text = f"loss {line['loss']:.4f}, {rate:.0f} tokens/s, {used:.0f} % of peak flops"
+    self._progress.step(step, text)
+    if step % self._every == 0 or step in (1, self._program.steps):
+      learning_rate = float(self._program.schedule(step - 1))
+      speed = {"tokens_per_second": rate, "peak_flops_percent": used}
+      self._write(step, line | {"learning_rate": learning_rate} | speed)
+    if step % self._every == 0:
+      self._began, self._tokens = time.perf_counter(), 0.0
+
+  def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+    self._write(step, {f"eval_{name}": value for name, value in metrics.items()})
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+    self._progress.say(f"step {step}, held out: {shown}")
+    self._began, self._tokens = time.perf_counter(), 0.0
+
+  def _write(self, step: int, values: dict[str, float]) -> None:
+    if self._file is not None:
+      self._file.write({"step": step} | values)
+    if self._board is not None:
+      for name, value in values.items():
+        self._board.add_scalar(name.replace("eval_", "eval/", 1), value, step)
+
+
+def _tensorboard(folder: Path, done: int) -> Any:
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError:
+    return None
+  return SummaryWriter(str(folder), purge_step=done + 1, write_to_disk=True)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """The lines of a metrics file; one that was cut short is left out."""
+  lines = []
+  for line in Path(path).read_text().splitlines():
+    with contextlib.suppress(ValueError):
+      lines.append(json.loads(line))
+  return lines
+
+
 class Progress:
   """A bar on stderr where `rich` is installed and stderr is a terminal; otherwise a line now and then."""
 
-  def __init__(self, total: int, done: int, every: int):
+  def __init__(self, total: int, done: int, every: int, shown: bool = True):
+    self._shown = shown
     self._every, self._total, self._began, self._first = every, total, time.perf_counter(), done
     self._bar: Any = None
-    if sys.stderr.isatty():
+    if shown and sys.stderr.isatty():
       try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -67,14 +145,14 @@ class Progress:
     """After a step; `text` has its figures."""
     if self._bar is not None:
       self._bar.update(self._task, completed=step, text=text)
-    elif step % self._every == 0 or step == self._total:
+    elif self._shown and (step % self._every == 0 or step == self._total):
       left = (time.perf_counter() - self._began) / max(step - self._first, 1) * (self._total - step)
       print(f"step {step} of {self._total}: {text}, {_clock(left)} left", file=sys.stderr, flush=True)
 
   def say(self, text: str) -> None:
     if self._bar is not None:
       self._bar.console.print(text, highlight=False)
-    else:
+    elif self._shown:
       print(text, file=sys.stderr, flush=True)
 
   def close(self) -> None:

@@ -129,6 +129,7 @@ def pack(rooms: Sequence[int], length: int) -> list[list[int]]:
 
 
 _PER_TOKEN = ("ids", "thread", "visible_at", "horizon", "position", "target")
+BATCH_NAMES = (*_PER_TOKEN, "segment", "time", "kind", "weight")
 
 
 def fill(examples: Sequence[Sequence[Example]], batch: int, length: int) -> Batch:
@@ -138,7 +139,7 @@ def fill(examples: Sequence[Sequence[Example]], batch: int, length: int) -> Batc
     ids, segment (0: padding), thread, time, visible_at, horizon, position, target, kind: int32; weight:
     float32. Times count from the start of each document.
   """
-  out = {n: np.zeros((batch, length), np.int32) for n in (*_PER_TOKEN, "segment", "time", "kind")}
+  out = {n: np.zeros((batch, length), np.int32) for n in BATCH_NAMES if n != "weight"}
   out["target"][:] = NO_TARGET
   out["weight"] = np.zeros((batch, length), np.float32)
   for b, row in enumerate(examples):

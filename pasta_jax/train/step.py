@@ -29,7 +29,7 @@ from pasta_jax.train.attention import Tokens, attention_of
 from pasta_jax.train.config import Config
 from pasta_jax.train.forward import hidden_states, stack_table
 from pasta_jax.train.loss import class_sums, cross_entropy
-from pasta_jax.train.packing import Batch
+from pasta_jax.train.packing import BATCH_NAMES, Batch
 
 State = dict[str, Any]
 
@@ -159,6 +159,17 @@ class Program:
 
     return {name: put(x) for name, x in batch.items()}
 
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what `place_batch` gives."""
+    parts = self.config.accumulate
+    shape = (parts, self.config.batch_rows // parts, self.config.length)
+    dtypes = {name: jnp.float32 if name == "weight" else jnp.int32 for name in BATCH_NAMES}
+    return {n: jax.ShapeDtypeStruct(shape, d, sharding=self.batch_sharding()) for n, d in dtypes.items()}
+
+  def replicate(self, tree: Any) -> Any:
+    """Arrays whole on every device, so that every process can read them."""
+    return jax.jit(lambda x: x, out_shardings=replicated(self.mesh))(tree)
+
   # The functions.
 
   def new_state(self, params: Mapping[str, jax.Array]) -> State:
@@ -248,11 +259,13 @@ class Program:
 
   @functools.cached_property
   def jit_train_step(self) -> Any:
-    return jax.jit(self.train_step, donate_argnums=1, out_shardings=(self.state_shardings(), None))
+    return jax.jit(
+      self.train_step, donate_argnums=1, out_shardings=(self.state_shardings(), replicated(self.mesh))
+    )
 
   @functools.cached_property
   def jit_eval_step(self) -> Any:
-    return jax.jit(self.eval_step)
+    return jax.jit(self.eval_step, out_shardings=replicated(self.mesh))
 
 
 def _remat(policy: str, layer: Any) -> Any:

@@ -1,0 +1,184 @@
+"""Checkpoints of a run: everything that an exact resume needs, kept by number and by best, written beside.
+
+  workdir/
+    run.json          the configuration and digests of the data: whose folder this is
+    checkpoints/N/    after N steps: `state` (arrays, in any sharding) and `host` (JSON: loader, watch)
+
+Orbax writes a checkpoint in the background under a temporary name and renames it when it is whole; what a
+killed run left half-written is removed by the next. Restoring takes the shardings of the mesh at hand.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pasta_jax.decode.rows import file_digest
+from pasta_jax.model.errors import WeightsError
+from pasta_jax.model.orbax_io import translated
+from pasta_jax.train.config import Config
+from pasta_jax.train.step import State
+
+_FOLDER, _RUN = "checkpoints", "run.json"
+
+# What may differ between the parts of one run: how it is computed and watched, not what is computed.
+_FREE = frozenset(
+  ("mesh", "accumulate", "remat", "attention", "logits_tokens", "log_every", "save_every", "keep", "diverged")
+)
+
+
+class FolderError(ValueError):
+  """A folder that a run cannot use."""
+
+
+class Checkpoints:
+  """The checkpoints of one folder. Saving is asynchronous; use as a context manager.
+
+  Raises:
+    WeightsError: checkpoints cannot be read or written.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str], keep: int):
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+    self.folder = Path(folder).resolve() / _FOLDER
+    keeps = AnyPreservationPolicy(
+      [
+        LatestN(keep),
+        BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False),
+      ]
+    )
+    self._last_metrics: dict[str, float] | None = None
+    with self._errors("cannot be opened"):
+      self._manager = ocp.CheckpointManager(
+        self.folder,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=keeps, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        ),
+      )
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind: Any, *_: Any) -> None:
+    # After an error the checkpoint under way is still finished, but its own failure must not hide the cause.
+    with (
+      contextlib.suppress(WeightsError) if kind else contextlib.nullcontext(),
+      self._errors("cannot be written"),
+    ):
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
+
+  @contextlib.contextmanager
+  def _errors(self, what: str) -> Iterator[None]:
+    with translated(self.folder, what):
+      yield
+
+  @property
+  def latest(self) -> int | None:
+    """Steps of the newest whole checkpoint."""
+    return self._manager.latest_step()
+
+  @property
+  def steps(self) -> list[int]:
+    return sorted(self._manager.all_steps())
+
+  def save(
+    self, step: int, state: State, host: dict[str, Any], metrics: dict[str, float] | None = None
+  ) -> None:
+    """Begins to save; the arrays are copied before this returns.
+
+    Args:
+      host: plain JSON values.
+      metrics: of an evaluation at this step; its `loss` decides which checkpoint is the best.
+
+    Raises:
+      WeightsError: this one, or the one before it, cannot be written.
+    """
+    import orbax.checkpoint as ocp
+
+    with self._errors("cannot be written"):
+      if step in self._manager.all_steps():
+        return
+      args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), host=ocp.args.JsonSave(host))
+      self._manager.save(step, args=args, metrics=metrics, force=True)
+
+  def wait(self) -> None:
+    """Until what was saved is on the disk.
+
+    Raises:
+      WeightsError: it cannot be written.
+    """
+    with self._errors("cannot be written"):
+      self._manager.wait_until_finished()
+
+  def restore(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
+    """The state and the JSON values after `step` steps.
+
+    Args:
+      abstract: shapes and shardings, see step.Program.abstract_state.
+    """
+    import orbax.checkpoint as ocp
+
+    with self._errors(f"step {step} cannot be read"):
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeRestore(
+            abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
+          ),
+          host=ocp.args.JsonRestore(),
+        ),
+      )
+    return restored["state"], dict(restored["host"])
+
+
+def claim(folder: str | os.PathLike[str], config: Config, files: list[str]) -> bool:
+  """Makes `folder` the run's, or finds that it is.
+
+  Args:
+    files: of the data.
+
+  Returns:
+    Whether the run was begun before.
+
+  Raises:
+    FolderError: the folder belongs to another run, or holds something else.
+  """
+  folder = Path(folder)
+  run = {"config": config.as_dict(), "data": {name: file_digest(name) for name in files}}
+  path = folder / _RUN
+  if path.exists():
+    _check_same(folder, path, run)
+    return True
+  if folder.exists() and any(folder.iterdir()):
+    raise FolderError(f"--workdir {folder} holds files, but no run; choose another folder")
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f".{_RUN}.writing"
+    beside.write_text(json.dumps(run, indent=1))
+    os.replace(beside, path)
+  return False
+
+
+def _check_same(folder: Path, path: Path, run: dict[str, Any]) -> None:
+  try:
+    before = json.loads(path.read_text())
+    theirs, data = dict(before["config"]), dict(before["data"])
+  except (OSError, ValueError, LookupError, TypeError) as e:
+    raise FolderError(f"{path}: cannot be read ({e}); choose another --workdir") from None
+  for name, value in run["config"].items():
+    if name not in _FREE and theirs.get(name) != value:
+      raise FolderError(
+        f"--workdir {folder} belongs to another run: its config.{name} is {theirs.get(name)!r}, "
+        f"this one's {value!r}; choose another folder"
+      )
+  if list(data.values()) != list(run["data"].values()):
+    raise FolderError(f"--workdir {folder} belongs to a run on other data; choose another folder")

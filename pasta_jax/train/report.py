@@ -1,0 +1,104 @@
+"""The report at the end of a run: report.md with its figures, and plots where matplotlib is installed."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pasta_jax.train.config import Config
+from pasta_jax.train.loss import CLASSES
+from pasta_jax.train.metrics import METRICS, read_metrics
+
+REPORT = "report.md"
+
+
+def write_report(folder: Path, config: Config, evaluation: dict[str, float]) -> list[Path]:
+  """Writes report.md, loss.png, marks.png and speed.png into a run's folder; what was there is replaced.
+
+  Returns:
+    The files; without matplotlib the text alone.
+  """
+  if jax.process_index():
+    return []
+  lines = read_metrics(folder / METRICS)
+  plots = _plots(folder, lines)
+  text = [
+    f"# {'Twin' if config.twin else 'PASTA'}: {config.model}, {lines[-1]['step'] if lines else 0} steps",
+    "",
+    *_table(("held out", "value"), [(name, f"{value:.4f}") for name, value in evaluation.items()]),
+    *(f"![{plot.stem}]({plot.name})\n" for plot in plots),
+    *_table(("setting", "value"), [(name, f"`{value}`") for name, value in config.as_dict().items()]),
+  ]
+  path = folder / REPORT
+  beside = folder / f".{REPORT}.writing"
+  beside.write_text("\n".join(text) + "\n")
+  os.replace(beside, path)
+  return [path, *plots]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+  if not rows:
+    return []
+  body = [head, ["---"] * len(head), *rows]
+  return [*(f"| {' | '.join(row)} |" for row in body), ""]
+
+
+def series(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+  """Steps and values of one metric."""
+  points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+  return [s for s, _ in points], [v for _, v in points]
+
+
+# File, unit of the axis, and its curves: metric and label.
+_FIGURES = (
+  (
+    "loss.png",
+    "loss (nats per target)",
+    [("loss", "all, training"), ("eval_loss", "all, held out")]
+    + [(f"eval_loss_{name}", f"{name}, held out") for name in CLASSES],
+  ),
+  (
+    "marks.png",
+    "share, held out",
+    [
+      (f"eval_{what}_{mark}", f"{what} of {mark}")
+      for mark in ("promise", "close", "sync")
+      for what in ("precision", "recall")
+    ],
+  ),
+  ("speed.png", "tokens/s", [("tokens_per_second", "training")]),
+)
+
+
+def _plots(folder: Path, lines: Sequence[dict[str, Any]]) -> list[Path]:
+  try:
+    import matplotlib
+  except ImportError:
+    return []
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  del matplotlib
+  paths = []
+  for file, unit, curves in _FIGURES:
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, label in curves:
+      steps, values = series(lines, name)
+      if steps:
+        axes.plot(steps, values, label=label, marker="." if name.startswith("eval_") else None)
+    if not axes.lines:
+      continue
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    path, beside = folder / file, folder / f".{file}.writing"
+    figure.savefig(beside, format="png", dpi=110)
+    os.replace(beside, path)
+    paths.append(path)
+  return paths
