@@ -39,7 +39,7 @@ class Browser:
       self._driver + path, data, {"Content-Type": "application/json"}, method=method
     )
     try:
-      with _HTTP.open(request, timeout=60) as reply:
+      with _HTTP.open(request, timeout=180) as reply:
         return json.load(reply)["value"]
     except urllib.error.HTTPError as e:
       raise RuntimeError(json.load(e)["value"]["message"]) from None
