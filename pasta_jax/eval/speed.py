@@ -28,6 +28,15 @@ _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 128, "Tokens drawn per measurem
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Measurements; the median counts.", lower_bound=1)
 _MAX_LEN = flags.DEFINE_integer("max_len", 1024, "As in decode.main.")
 _PEERS = flags.DEFINE_bool("peers", True, "Measure HF transformers and llama.cpp where installed.")
+_PARTS = flags.DEFINE_multi_enum(
+  "parts", ["sequential", "widths", "documents", "throughput"],
+  ["sequential", "widths", "documents", "throughput"], "What to measure; may be repeated.",
+)  # fmt: skip
+_DOCUMENTS = flags.DEFINE_string(
+  "documents", "data/seed.jsonl", 'JSONL rows {"prompt", "document"}; those that split are sampled.'
+)
+_NUM_DOCUMENTS = flags.DEFINE_integer("num_documents", 24, "Documents of the sample.", lower_bound=1)
+_LANES = flags.DEFINE_integer("lanes", 8, "As in decode.main.", lower_bound=2)
 _CACHE = flags.DEFINE_string("compilation_cache", runtime.default_cache_folder(), "As in decode.main.")
 
 PROMPT = (
@@ -87,18 +96,52 @@ def measure_startup(model: str, dtype: str, max_len: int, cache: str) -> dict[st
 
 
 def measure(model_name: str) -> dict[str, Any]:
-  """All figures, as `--json` writes them."""
-  from pasta_jax.decode.launch import Options, make_engine
+  """All figures that the flags ask for, as `--json` writes them."""
+  from pasta_jax.eval.bandwidth import read_bandwidth
+
+  # Before this process holds a model: two of them need twice the memory.
+  startup = (
+    measure_startup(model_name, _DTYPE.value, _MAX_LEN.value, _CACHE.value)
+    if "sequential" in _PARTS.value
+    else {}
+  )
+  model = load(model_name)
+  bandwidth = read_bandwidth()
+  figures: dict[str, Any] = {
+    "model": model_name,
+    "device": f"{jax.devices()[0].device_kind} x {len(jax.devices())}",
+    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    "dtype": str(jax.numpy.result_type(model.params["embed"])),
+    "read_gb_per_s": bandwidth / 1e9,
+  }
+  if "sequential" in _PARTS.value:
+    figures |= sequential_figures(model_name, model, bandwidth, startup)
+  if {"widths", "documents", "throughput"} & set(_PARTS.value):
+    figures |= parallel_figures(model)
+  return figures
+
+
+def load(model_name: str) -> Any:
+  from pasta_jax.decode.options import resolve_dtype
+  from pasta_jax.model.marks import with_marks
+  from pasta_jax.model.weights import load_model
+
+  model = load_model(model_name, dtype=resolve_dtype(_DTYPE.value))
+  # Random weights have no tokenizer, and answer ids only.
+  return with_marks(model) if model.tokenizer is not None else model
+
+
+def sequential_figures(
+  model_name: str, model: Any, bandwidth: float, startup: dict[str, Any]
+) -> dict[str, Any]:
+  """One lane beside the floor and its peers."""
+  from pasta_jax.decode.engine import Engine
   from pasta_jax.eval import speed_peers
   from pasta_jax.eval.bandwidth import read_bandwidth
   from pasta_jax.model.packages import PACKAGES, packaged_gguf
 
-  # Before this process holds a model: two of them need twice the memory.
-  startup = measure_startup(model_name, _DTYPE.value, _MAX_LEN.value, _CACHE.value)
-  engine = make_engine(Options(model=model_name, prompt=PROMPT, dtype=_DTYPE.value, max_len=_MAX_LEN.value))
-  prompt = prompt_ids(engine.tokenizer, _PROMPT_TOKENS.value)
-  new = _NEW_TOKENS.value
-  bandwidth = read_bandwidth()
+  engine = Engine(model, max_len=_MAX_LEN.value)
+  prompt, new = prompt_ids(engine.tokenizer, _PROMPT_TOKENS.value), _NEW_TOKENS.value
   sequential = measure_sequential(engine, prompt, new, _REPEATS.value)
   bandwidth = max(bandwidth, read_bandwidth())
   hf = llama = None
@@ -106,22 +149,17 @@ def measure(model_name: str) -> dict[str, Any]:
     is_file = model_name.endswith(".gguf")
     gguf_path = str(packaged_gguf(model_name)) if model_name in PACKAGES else model_name if is_file else None
     llama = speed_peers.llama_cpp_ms(gguf_path, prompt, new)
-    hf = speed_peers.hf_ms(engine.config, engine.params, prompt, new)
+    hf = speed_peers.hf_ms(engine.config, model.params, prompt, new)
     again = measure_sequential(engine, prompt, new, _REPEATS.value)
     sequential = min(sequential, again, key=lambda s: s["ms_per_step"])
-  floor = 1e3 * bytes_per_step(engine, len(prompt) + new // 2) / bandwidth
   return {
-    "model": model_name,
-    "device": f"{jax.devices()[0].device_kind} x {len(jax.devices())}",
-    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    "dtype": str(engine.programs.shapes.dtype),
     "prompt_tokens": len(prompt),
     "new_tokens": new,
-    "read_gb_per_s": bandwidth / 1e9,
     "weights_mb": bytes_per_step(engine, 0) / 1e6,
+    "read_gb_per_s": bandwidth / 1e9,
     "sequential": {
       **sequential,
-      "floor_ms": floor,
+      "floor_ms": 1e3 * bytes_per_step(engine, len(prompt) + new // 2) / bandwidth,
       "first_token_s": startup["first_token_s"],
       "hf_ms": hf,
       "llama_cpp_ms": llama,
@@ -131,20 +169,74 @@ def measure(model_name: str) -> dict[str, Any]:
   }
 
 
+def parallel_figures(model: Any) -> dict[str, Any]:
+  """Several lanes: step times, documents, batches."""
+  from pasta_jax.decode.engine import Engine
+  from pasta_jax.eval import speed_documents
+  from pasta_jax.eval.speed_widths import measure_widths
+
+  figures: dict[str, Any] = {}
+  pasta = Engine(model, max_len=_MAX_LEN.value, lanes=_LANES.value)
+  if "widths" in _PARTS.value:
+    figures |= measure_widths(pasta, slots=_MAX_LEN.value)
+  if not {"documents", "throughput"} & set(_PARTS.value):
+    return figures
+  rows = speed_documents.read_splitting_rows(_DOCUMENTS.value, _NUM_DOCUMENTS.value)
+  sequential = Engine(model, max_len=_MAX_LEN.value)
+  if "documents" in _PARTS.value:
+    figures["documents"] = speed_documents.measure_documents(pasta, sequential, rows)
+  if "throughput" in _PARTS.value:
+    engines = {1: (pasta, sequential)}
+    for batch in (4, 8):
+      engines[batch] = (
+        Engine(model, batch_size=batch, max_len=_MAX_LEN.value, lanes=_LANES.value),
+        Engine(model, batch_size=batch, max_len=_MAX_LEN.value),
+      )
+    figures["throughput"] = speed_documents.measure_throughput(engines, rows)
+  return figures
+
+
 def table(figures: dict[str, Any]) -> str:
   """The figures for people, with the ratios that matter."""
+  lines = [
+    f"{figures['model']}, {figures['dtype']}, {figures['device']}, {figures['cores']} cores, greedy,"
+    f" memory read at {figures['read_gb_per_s']:.1f} GB/s"
+  ]
+  if "sequential" in figures:
+    lines += _sequential_lines(figures)
+  if "width_ms" in figures:
+    one = figures["width_ms"]["1"]
+    lines += [
+      f"  width {w:>2}             {ms:8.2f} ms   {ms / one:.2f}x of width 1"
+      for w, ms in figures["width_ms"].items()
+    ]
+    lines += [f"  {n:>4} slots attended  {ms:8.2f} ms" for n, ms in figures["length_ms"].items()]
+    lines.append(f"  interpreter etc.     {figures['overhead_percent']:8.1f} %    of a step")
+  if "documents" in figures:
+    d = figures["documents"]
+    lines.append(
+      f"  {d['n']} documents         theoretical {d['theoretical']:.2f}x, realised {d['realised']:.2f}x:"
+      f" {d['ratio']:.2f} of it"
+    )
+  for batch, t in figures.get("throughput", {}).items():
+    lines.append(
+      f"  {batch} at a time          {t['pasta']:8.1f} tokens/s in lanes, {t['sequential']:.1f} one lane each"
+    )
+  return "\n".join(lines)
+
+
+def _sequential_lines(figures: dict[str, Any]) -> list[str]:
   s = figures["sequential"]
   ms = s["ms_per_step"]
 
   def ratio(peer: float | None, text: str) -> str:
     return "not installed" if peer is None else f"{peer:8.2f} ms   {text.format(peer / ms)}"
 
-  lines = [
-    f"{figures['model']}, {figures['dtype']}, {figures['device']}, {figures['cores']} cores,"
-    f" prompt {figures['prompt_tokens']}, {figures['new_tokens']} new tokens, batch 1, greedy",
-    f"  step at width 1      {ms:8.2f} ms   (fastest run {s['ms_per_step_min']:.2f})",
+  return [
+    f"  step at width 1      {ms:8.2f} ms   (fastest run {s['ms_per_step_min']:.2f};"
+    f" prompt {figures['prompt_tokens']}, {figures['new_tokens']} new tokens)",
     f"  floor of memory      {s['floor_ms']:8.2f} ms   {ms / s['floor_ms']:.2f}x of it is reached"
-    f"; {figures['weights_mb']:.0f} MB of weights and the cache at {figures['read_gb_per_s']:.1f} GB/s",
+    f"; {figures['weights_mb']:.0f} MB of weights and the cache",
     f"  HF transformers      {ratio(s['hf_ms'], 'we are {:.2f}x as fast')}",
     f"  llama.cpp            {ratio(s['llama_cpp_ms'], 'we are {:.2f}x as fast')}",
     f"  prefill              {s['prefill_ms']:8.2f} ms",
@@ -154,7 +246,6 @@ def table(figures: dict[str, Any]) -> str:
     f" {s['peak_rss_run_mb']:.0f} MB over the whole run"
     f" ({s['peak_rss_run_mb'] / figures['weights_mb']:.2f}x)",
   ]
-  return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:

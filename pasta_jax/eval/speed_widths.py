@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pasta_jax.decode import step
 from pasta_jax.decode.interpreter import plan
@@ -138,7 +137,11 @@ def _seconds(engine: Any, program: Callable, make: Callable[[], State]) -> float
 
 
 def measure_widths(
-  engine: Any, widths: Sequence[int] = (1, 2, 4, 8, 16), attended: int = 128, slots: int = 1024, rounds: int = 7
+  engine: Any,
+  widths: Sequence[int] = (1, 2, 4, 8, 16),
+  attended: int = 128,
+  slots: int = 1024,
+  rounds: int = 7,
 ) -> dict[str, Any]:
   """Step times by width, medians over rounds in which the widths take turns.
 

@@ -1,5 +1,6 @@
 """Whether weights will fit: bytes needed per device against bytes free, before anything is allocated."""
 
+import ctypes
 import math
 import resource
 import sys
@@ -105,3 +106,10 @@ def peak_rss_bytes() -> int:
     pass
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else peak * 1024
+
+
+def release_freed() -> None:
+  """Gives memory that was freed back to the system, where the C library keeps it (glibc); else nothing."""
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+  if trim is not None:
+    trim(0)

@@ -12,6 +12,9 @@ its weights once:
   head                DxV           also where it is the embedding, which stays beside it
 
 Everything else keeps its name and shape.
+
+The packed matrices of a layer lie in one buffer of NumPy's, which asks the kernel for huge pages for large
+ones; XLA's own allocations get small pages, and a step that reads every weight once runs into their borders.
 """
 
 import dataclasses
@@ -22,10 +25,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from pasta_jax.model.config import ModelConfig
+from pasta_jax.model.memory import release_freed
 from pasta_jax.model.params import Params, layer_params
+from pasta_jax.model.placing import ALIGNMENT, aligned_empty
 
 
 @jax.tree_util.register_dataclass
@@ -64,12 +70,32 @@ def pack(cfg: ModelConfig, params: Params, take: bool = False) -> dict[str, Any]
   packed: dict[str, Any] = {}
   for i in range(cfg.num_layers):
     names = list(layer_params(params, i))
-    for name, value in _pack_layer({name: use(f"layers.{i}.{name}") for name in names}).items():
-      packed[f"layers.{i}.{name}"] = jax.block_until_ready(value)
+    layer = _pack_layer({name: use(f"layers.{i}.{name}") for name in names})
+    packed |= {f"layers.{i}.{name}": value for name, value in _settle(layer).items()}
+    del layer
+    if take:
+      release_freed()
   packed["final_norm"] = use("final_norm")
   packed["embed"] = use("embed")
   table = packed["embed"] if cfg.tied_embeddings else use("head")
-  packed["head"] = _turned(table, 1)
+  return packed | _settle({"head": _turned(table, 1)})
+
+
+def _settle(packed: dict[str, Any]) -> dict[str, Any]:
+  """The same, with the matrices in one buffer on huge pages where the kernel has them."""
+  matrices = {name: value for name, value in packed.items() if isinstance(value, Packed)}
+  first = next(iter(matrices.values())).w
+  if isinstance(first, jax.core.Tracer):  # shapes alone are wanted
+    return packed
+  step = ALIGNMENT // first.dtype.itemsize
+  sizes = [-(-m.w.size // step) * step for m in matrices.values()]
+  buffer = aligned_empty((sum(sizes),), first.dtype)
+  at = 0
+  for (name, m), size in zip(matrices.items(), sizes):
+    view = buffer[at : at + m.w.size].reshape(m.w.shape)
+    np.copyto(view, np.asarray(m.w))
+    packed[name] = Packed(jax.device_put(view, m.w.sharding), m.outputs)
+    at += size
   return packed
 
 

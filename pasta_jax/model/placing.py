@@ -28,7 +28,8 @@ from pasta_jax.model.memory import check_fits
 from pasta_jax.model.params import Params, ParamSpec, param_table
 from pasta_jax.model.sharding import param_shardings
 
-_ALIGNMENT = 64
+# Bytes; at such an address a JAX CPU device adopts a buffer without copying it.
+ALIGNMENT = 64
 _BLOCK_ELEMENTS = 1 << 19
 
 
@@ -52,8 +53,8 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
   """An uninitialised array at an address that a JAX CPU device adopts without copying."""
   dtype = np.dtype(dtype)
   size = math.prod(shape) * dtype.itemsize
-  raw = np.empty(size + _ALIGNMENT, np.uint8)
-  start = -raw.ctypes.data % _ALIGNMENT
+  raw = np.empty(size + ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % ALIGNMENT
   return raw[start : start + size].view(dtype).reshape(shape)
 
 
