@@ -11,6 +11,7 @@ to deliver weights and cache once. Estimates by the compiler, not measurements (
 import json
 import pathlib
 import sys
+from functools import partial
 
 import jax
 from absl import app, flags
@@ -31,7 +32,7 @@ _JSON = flags.DEFINE_string("json", "", "Write the figures here, as a list.")
 def _run() -> None:
   # The TPU's compiler is asked, never a TPU: JAX would look for one, for minutes where there is none.
   jax.config.update("jax_platforms", "cpu")
-  from pasta_jax.eval.aot_report import Decoder, report, table
+  from pasta_jax.eval.aot_report import Decoder, report
   from pasta_jax.eval.aot_target import describe
   from pasta_jax.model.presets import preset
 
@@ -43,8 +44,7 @@ def _run() -> None:
   all_figures = []
   for cfg in configs:
     for target in targets:
-      all_figures.append(report(cfg, target, decoder, _MESH.value))
-      print(table(all_figures[-1]), flush=True)
+      all_figures.append(report(cfg, target, decoder, _MESH.value, partial(print, flush=True)))
   if _JSON.value:
     path = pathlib.Path(_JSON.value)
     beside = path.with_name(path.name + ".writing")

@@ -158,7 +158,7 @@ class Estimate:
 
   cycles: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   parts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  waits: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  waits: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
   transfers: int = 0
   collectives: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
   loops: list[str] = dataclasses.field(default_factory=list)

@@ -6,8 +6,8 @@ Everything in milliseconds here is an estimate by the compiler, none is a measur
 import dataclasses
 import importlib.metadata
 import math
-import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,11 +66,18 @@ class Decoder:
     return Shapes(self.requests, slots, loop, threads, jnp.dtype(self.dtype), pieces)
 
 
-def report(cfg: ModelConfig, target: Target, decoder: Decoder, mesh: str = "") -> dict[str, Any]:
+def report(
+  cfg: ModelConfig,
+  target: Target,
+  decoder: Decoder,
+  mesh: str = "",
+  tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
   """Compiles the decoder of one model, and tells memory, work and the compiler's estimates.
 
   Args:
     mesh: axes and sizes, as `make_mesh` takes them.
+    tell: called with each line of the report for people, as soon as it is known: a large model takes minutes.
 
   Raises:
     ValueError: a mesh that does not fit the slice, or a program that the compiler finds no memory for.
@@ -81,24 +88,7 @@ def report(cfg: ModelConfig, target: Target, decoder: Decoder, mesh: str = "") -
   chip = target.chip
   weights, cache = _weights_bytes(cfg, shapes, devices), _cache_bytes(cfg, shapes, devices)
   floor_ms = 1e3 * (_read_bytes(cfg, shapes, devices) + cache) / chip.hbm_bytes_per_s
-  programs = {}
-  steps: list[dict[str, Any]] = []
-  for name in ("segment", *shapes.pieces):
-    started = time.perf_counter()
-    compiled = _compile(cfg, lowering, name)
-    seconds = time.perf_counter() - started
-    print(f"{cfg.name}, {target.topology}: {name} compiled in {seconds:.0f} s", file=sys.stderr)
-    figures = {**_memory(compiled, chip), **_work(compiled), "compile_s": seconds}
-    module = aot_hlo.parse(compiled.as_text())
-    if name == "segment":
-      bodies = aot_hlo.step_bodies(module)
-      steps = [_step(module, body, chip, floor_ms) for body in bodies]
-      for step, width in zip(steps, shapes.loop.widths, strict=True):
-        step["width"] = width
-    else:
-      figures["estimated_ms"] = _ms(_estimate(module, module.entry, chip, "greedy").total_cycles, chip)
-    programs["segment" if name == "segment" else f"prefill_{name}"] = figures
-  return {
+  figures: dict[str, Any] = {
     "config": cfg.name,
     "basis": BASIS,
     "compiler": f"libtpu {_version('libtpu')}, jax {jax.__version__}",
@@ -109,14 +99,32 @@ def report(cfg: ModelConfig, target: Target, decoder: Decoder, mesh: str = "") -
     "lanes": decoder.lanes,
     "slots": shapes.num_slots,
     "dtype": decoder.dtype,
+    "layers": cfg.num_layers,
     "weights_bytes_per_chip": weights,
     "cache_bytes_per_chip": cache,
     "hbm_bytes_per_chip": chip.hbm_bytes,
     "floor_ms": floor_ms,
-    "steps": steps,
-    "programs": programs,
-    "fits": all(p["fits"] for p in programs.values()),
+    "steps": [],
+    "programs": {},
   }
+  _tell_all(tell, _header(figures))
+  for name in ("segment", *shapes.pieces):
+    started = time.perf_counter()
+    compiled = _compile(cfg, lowering, name)
+    seconds = time.perf_counter() - started
+    program = {**_memory(compiled, chip), **_work(compiled), "compile_s": seconds}
+    module = aot_hlo.parse(compiled.as_text())
+    if name == "segment":
+      for body, width in zip(aot_hlo.step_bodies(module), shapes.loop.widths, strict=True):
+        figures["steps"].append({"width": width, **_step(module, body, chip, floor_ms)})
+        _tell_all(tell, _step_lines(figures["steps"][-1]))
+    else:
+      program["estimated_ms"] = _ms(_estimate(module, module.entry, chip, "greedy").total_cycles, chip)
+    label = "segment" if name == "segment" else f"prefill_{name}"
+    figures["programs"][label] = program
+    tell(_program_line(label, program))
+  figures["fits"] = all(p["fits"] for p in figures["programs"].values())
+  return figures
 
 
 def _version(package: str) -> str:
@@ -215,37 +223,46 @@ def _ms(cycles: float, chip: Chip) -> float:
   return 1e3 * cycles / chip.hertz
 
 
-def table(figures: dict[str, Any]) -> str:
-  """A report for people."""
+def _tell_all(tell: Callable[[str], None], lines: list[str]) -> None:
+  for line in lines:
+    tell(line)
+
+
+def _header(figures: dict[str, Any]) -> list[str]:
   mesh = ",".join(f"{axis}:{n}" for axis, n in figures["mesh"].items() if n > 1) or "one chip"
   gb = {k: figures[f"{k}_bytes_per_chip"] / 1e9 for k in ("weights", "cache", "hbm")}
-  lines = [
-    f"{figures['config']}, {figures['dtype']}, {figures['topology']} ({mesh}), {figures['requests']} requests"
-    f" x {figures['lanes']} lanes, {figures['slots']} slots; {figures['compiler']}",
-    f"  all times: {BASIS}",
+  return [
+    f"{figures['config']}, {figures['layers']} layers, {figures['dtype']}, {figures['topology']} ({mesh}),"
+    f" {figures['requests']} requests x {figures['lanes']} lanes, {figures['slots']} slots",
+    f"  all times: {BASIS} ({figures['compiler']})",
     f"  a chip holds {gb['weights']:.2f} GB of weights and {gb['cache']:.3f} GB of cache; it has"
     f" {gb['hbm']:.0f} GB",
   ]
-  for step in figures["steps"]:
-    lines += [
-      f"  step of {step['width']:2d} lanes  {step['estimated_ms']:8.3f} ms estimated by the compiler, greedy;"
-      f" HBM floor {step['floor_ms']:.3f} ms; {step['ratio']:.2f}x the floor",
-      "    of it            " + ", ".join(f"{k} {v:.3f}" for k, v in step["parts_ms"].items()),
-      f"    waiting for HBM  {step['waiting_ms']:.3f} ms; {step['prefetched_bytes'] / 1e6:.0f} MB prefetched",
-      f"    instructions     {step['instructions']}; serial loops: {', '.join(step['loops']) or 'none'}",
-      "    by way to draw   "
-      + ", ".join(
-        f"{way} {ms:.3f} ms ({step['loops_by_draw'][way]} loops)"
-        for way, ms in step["estimated_ms_by_draw"].items()
-      ),
-    ]
-    for kind, c in step["collectives"].items():
-      lines.append(f"    {kind:16s} {c['calls']} calls, {c['bytes'] / 1e6:.2f} MB on a chip")
-  for name, p in figures["programs"].items():
-    time_ = f"; {p['estimated_ms']:.2f} ms estimated by the compiler" if "estimated_ms" in p else ""
-    lines.append(
-      f"  {name:13s}    {p['total_bytes'] / 1e9:.2f} GB on a chip, {'fits' if p['fits'] else 'DOES NOT FIT'}"
-      f" ({p['temporaries_bytes'] / 1e6:.0f} MB temporary); {p['flops'] / 1e9:.1f} Gflop,"
-      f" {p['bytes_accessed'] / 1e9:.2f} GB accessed{time_}; compiled in {p['compile_s']:.0f} s"
-    )
-  return "\n".join(lines)
+
+
+def _step_lines(step: dict[str, Any]) -> list[str]:
+  draws = (
+    f"{way} {ms:.3f} ms ({step['loops_by_draw'][way]} loops)"
+    for way, ms in step["estimated_ms_by_draw"].items()
+  )
+  return [
+    f"  step of {step['width']:2d} lanes  {step['estimated_ms']:8.3f} ms estimated by the compiler, greedy;"
+    f" HBM floor {step['floor_ms']:.3f} ms; {step['ratio']:.2f}x the floor",
+    "    of it            " + ", ".join(f"{k} {v:.3f}" for k, v in step["parts_ms"].items()),
+    f"    waiting for HBM  {step['waiting_ms']:.3f} ms; {step['prefetched_bytes'] / 1e6:.0f} MB prefetched",
+    f"    instructions     {step['instructions']}; serial loops: {', '.join(step['loops']) or 'none'}",
+    f"    by way to draw   {', '.join(draws)}",
+    *(
+      f"    {kind:16s} {c['calls']} calls, {c['bytes'] / 1e6:.2f} MB on a chip"
+      for kind, c in step["collectives"].items()
+    ),
+  ]
+
+
+def _program_line(name: str, p: dict[str, Any]) -> str:
+  ms = f"; {p['estimated_ms']:.2f} ms estimated by the compiler" if "estimated_ms" in p else ""
+  return (
+    f"  {name:13s}    {p['total_bytes'] / 1e9:.2f} GB on a chip, {'fits' if p['fits'] else 'DOES NOT FIT'}"
+    f" ({p['temporaries_bytes'] / 1e6:.0f} MB temporary); {p['flops'] / 1e9:.1f} Gflop,"
+    f" {p['bytes_accessed'] / 1e9:.2f} GB accessed{ms}; compiled in {p['compile_s']:.0f} s"
+  )
