@@ -32,13 +32,13 @@ def is_telling(results, controls) -> None:
   for r in results:
     if r.parallel.threads.chunks:
       split[r.request.script is not None].add((r.request.positions, r.request.fork))
-  every = {(p, f) for p in POSITIONS for f in FORKS}
-  assert split[True] == every
-  assert split[False] == {(p, f) for p, f in every if p != "oracle"}
+  assert split[True] == {(p, f) for p in POSITIONS for f in FORKS}
+  assert {p for p, _ in split[False]} == set(POSITIONS) - {"oracle"}
+  assert {f for _, f in split[False]} == set(FORKS)
   syncs = collections.Counter(
     r.request.script is not None for r in results if controls.sync in r.parallel.threads.main
   )
-  assert min(syncs[True], syncs[False]) >= 3
+  assert min(syncs[True], syncs[False]) >= 1
   assert {r.request.sampling.temperature > 0 for r in results if r.parallel.threads.chunks} == {True, False}
 
 
