@@ -40,8 +40,8 @@ from tests.logits_cases import (
 
 TOLERANCE = 1e-4
 SLOTS = 256
-# Of the packaged models, relative to the largest logit.
-REAL_TOLERANCE = 1e-4
+# Of the packaged models, relative to the largest logit; 2.4e-6 is reached.
+REAL_TOLERANCE = 1e-5
 
 
 class Ids:
@@ -247,12 +247,11 @@ def real(request):
 
 
 def check_summary(logits: np.ndarray, golden, prefix: str) -> None:
-  """Compares logits PxV with the largest of them and their logsumexp."""
-  top, top_ids = golden[f"{prefix}top"], golden[f"{prefix}top_ids"]
+  """Compares logits PxV with the largest of the golden ones and their logsumexp; the first P of them."""
+  top, top_ids, total = (golden[f"{prefix}{part}"][: len(logits)] for part in ("top", "top_ids", "logsumexp"))
   tolerance = REAL_TOLERANCE * np.abs(top).max()
   np.testing.assert_allclose(np.take_along_axis(logits, top_ids, axis=1), top, rtol=0, atol=tolerance)
-  total = np.asarray(jax.nn.logsumexp(logits, axis=1))
-  np.testing.assert_allclose(total, golden[f"{prefix}logsumexp"], rtol=0, atol=tolerance)
+  np.testing.assert_allclose(jax.nn.logsumexp(logits, axis=1), total, rtol=0, atol=tolerance)
   # The largest is the same id, wherever the first two are further apart than the tolerance.
   clear = top[:, 0] - top[:, 1] > 2 * tolerance
   assert clear.mean() > 0.9
@@ -260,15 +259,14 @@ def check_summary(logits: np.ndarray, golden, prefix: str) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits_at(cfg, params, ids, at):
-  """Logits of some positions of one causal sequence, PxV."""
-  size = ids.shape[0]
-  positions = jnp.arange(size)[None]
-  mask = transformer.causal_mask(jnp.full((1,), size), size)
+def logits_at(cfg, params, ids, segments, positions, at):
+  """Logits at P places of one row of T tokens, PxV; a segment sees itself only."""
+  mask = np.tri(ids.shape[0], dtype=bool) & (segments[:, None] == segments[None])
+  positions = positions[None]
   window = transformer.window_mask(cfg, positions, positions)
 
   def attention(layer, q, k, v):
-    seen = mask & window if cfg.is_local(layer) else mask
+    seen = mask[None] & window if cfg.is_local(layer) else mask[None]
     return attend(cfg, q, k.swapaxes(1, 2), v.swapaxes(1, 2), seen)
 
   hidden = transformer.hidden_states(cfg, params, ids[None], positions, attention)
@@ -276,27 +274,30 @@ def logits_at(cfg, params, ids, at):
 
 
 @pytest.mark.real
-def test_a_packaged_model_computes_the_golden_logits_of_real_prompts(real):
+def test_a_packaged_model_computes_the_golden_logits_of_real_prompts_and_answers(real):
   model, golden = real
-  prompts = [golden[f"{n}.ids"] for n in range(3)]
-  longest = max(map(len, prompts))
-  assert model.config.sliding_window is None or longest > model.config.sliding_window
-  for n, prompt in enumerate(prompts):
-    ids = np.zeros(longest, np.int32)
-    ids[: len(prompt)] = prompt
-    check_summary(np.asarray(logits_at(model.config, model.params, ids, golden[f"{n}.at"])), golden, f"{n}.")
+  # One forward over all of them, side by side.
+  texts = [np.concatenate([golden[f"{n}.ids"], golden[f"{n}.next_ids"]]) for n in range(3)]
+  assert model.config.sliding_window is None or len(texts[2]) > model.config.sliding_window + 100
+  starts = np.cumsum([0, *map(len, texts)])
+  at = [golden[f"{n}.at"] + starts[n] for n in range(3)]
+  at += [starts[n + 1] - REAL_STEPS + np.arange(REAL_STEPS) for n in range(3)]
+  segments = np.concatenate([np.full(len(t), n) for n, t in enumerate(texts)])
+  positions = np.concatenate([np.arange(len(t)) for t in texts])
+  got = logits_at(model.config, model.params, np.concatenate(texts), segments, positions, np.concatenate(at))
+  parts = np.split(np.asarray(got), np.cumsum([len(a) for a in at])[:-1])
+  for part, prefix in zip(parts, ("0.", "1.", "2.", "0.next_", "1.next_", "2.next_"), strict=True):
+    check_summary(part, golden, prefix)
 
 
 @pytest.mark.real
-def test_a_packaged_model_goes_on_as_the_golden_answer_does(real):
+@pytest.mark.parametrize("real", ["smollm2-135m"], indirect=True)
+def test_a_packaged_model_answers_real_prompts_as_the_golden_answers_do(real):
   model, golden = real
-  engine = Engine(model, batch_size=3, max_len=1024, segment=REAL_STEPS, keep_logits=True)
+  engine = Engine(model, batch_size=2, max_len=64, segment=REAL_STEPS, keep_logits=True)
   requests = [
-    Request(golden[f"{n}.ids"].tolist(), script=Threads(tuple(golden[f"{n}.next_ids"].tolist())))
-    for n in range(3)
+    Request(golden[f"{n}.ids"].tolist(), max_new_tokens=REAL_STEPS, model_stops=False) for n in range(2)
   ]
   for n, result in enumerate(engine.generate(requests)):
-    check_summary(result.logits[1:], golden, f"{n}.next_")
-  free = [Request(r.prompt, max_new_tokens=REAL_STEPS, model_stops=False) for r in requests]
-  for n, result in enumerate(engine.generate(free)):
     assert list(result.ids) == golden[f"{n}.next_ids"].tolist()
+    check_summary(result.logits[1:], golden, f"{n}.next_")
