@@ -65,6 +65,7 @@ CASES = {
     (f"1. {P}<async>x\n2. {Q}{Y}\n\n<sync/>end", f"1. {P}{X}\n2. {Q}{Y}\n\n<sync/>end"),
     (f"1. {P}<async>x\n\n<sync/>end", f"1. {P}{X}\n\n<sync/>end"),
     (f"{P}<async>x\n- two\n", f"{P}<async>x\n- two</async>\n"),
+    (f"{P}<async>x\n- ", f"{P}<async>x\n-</async> "),
     (f"* {P}<async>x\n* **{Q}{Y}", f"* {P}{X}\n* **{Q}{Y}"),
     (f"{P}<async>x\nthat is {Q}{Y}", f"{P}<async>x\nthat is</async> {Q}{Y}"),
   ],
