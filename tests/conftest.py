@@ -1,11 +1,11 @@
-"""What every test runs under: no silent broadcasting of ranks, and compiled programs kept for the next run."""
+"""What every test runs under: ranks never broadcast silently, compiled programs are kept for the next run."""
 
 import os
 from pathlib import Path
 
 import jax
 
-# In the environment for the processes that tests start; by `update` for this one, where jax is imported already.
+# In the environment for processes that tests start; by `update` for this one, which has imported jax already.
 _SETTINGS = {
   "jax_numpy_rank_promotion": "raise",
   "jax_compilation_cache_dir": str(Path(__file__).parent.parent / ".pytest_cache" / "xla"),

@@ -1,0 +1,53 @@
+"""Packed weights are the same weights, and an engine on CPU decodes with them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pasta_jax.decode.engine import Engine
+from pasta_jax.decode.programs import _understands
+from pasta_jax.model import transformer
+from pasta_jax.model.packed import Packed, pack, unpack
+from tests.toy import toy_model
+from tests.weights_files import CONFIGS
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_packed_weights_give_the_same_logits_and_come_back_as_they_were(family):
+  model = toy_model(cfg=CONFIGS[family])
+  packed = pack(model.config, model.params)
+  back = unpack(model.config, packed)
+  assert back.keys() == model.params.keys()
+  for name, value in model.params.items():
+    assert np.array_equal(back[name], value), name
+  ids = jnp.arange(24)[None]
+  mask = transformer.causal_mask(jnp.array([24]), 24)
+  expected, got = (transformer.forward(model.config, p, ids, ids, mask) for p in (model.params, packed))
+  np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_an_engine_packs_its_own_copy_unless_it_may_take_the_weights():
+  model = toy_model()
+  names = set(model.params)
+  kept = Engine(model, max_len=64)
+  assert set(model.params) == names
+  assert isinstance(kept.params["layers.0.qkv"], Packed)
+  mine = dataclasses.replace(model, params=dict(model.params))
+  taken = Engine(mine, max_len=64, take=True)
+  assert not mine.params
+  assert taken.generate(["abc"])[0].ids == kept.generate(["abc"])[0].ids
+
+
+def test_packed_matrices_of_a_layer_share_one_buffer_that_jax_did_not_copy():
+  packed = pack(toy_model().config, toy_model().params)
+  at = sorted(packed[f"layers.0.{n}"].w.unsafe_buffer_pointer() for n in ("qkv", "o", "gate_up", "down"))
+  assert all(a % 64 == 0 for a in at)
+  assert at[-1] - at[0] < sum(packed[f"layers.0.{n}"].w.nbytes + 64 for n in ("qkv", "o", "gate_up", "down"))
+
+
+def test_an_option_that_the_compiler_lacks_is_left_out():
+  assert not _understands(("xla_no_such_option", "1"))
+  assert _understands(("xla_cpu_enable_fast_math", False)) == (jax.default_backend() == "cpu")
