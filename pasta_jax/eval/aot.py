@@ -26,6 +26,7 @@ _LANES = flags.DEFINE_integer("lanes", 8, "Lanes of a request; 1: the sequential
 _SLOTS = flags.DEFINE_integer("slots", 1024, "Slots of the cache, all of them attended to.", lower_bound=1)
 _LAYERS = flags.DEFINE_integer("layers", 0, "Only so many layers; 0: all.", lower_bound=0)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of weights and cache.")
+_PREFILL = flags.DEFINE_bool("prefill", True, "Compile the pieces of prompts too.")
 _JSON = flags.DEFINE_string("json", "", "Write the figures here, as a list.")
 
 
@@ -44,7 +45,9 @@ def _run() -> None:
   all_figures = []
   for cfg in configs:
     for target in targets:
-      all_figures.append(report(cfg, target, decoder, _MESH.value, partial(print, flush=True)))
+      all_figures.append(
+        report(cfg, target, decoder, _MESH.value, _PREFILL.value, partial(print, flush=True))
+      )
   if _JSON.value:
     path = pathlib.Path(_JSON.value)
     beside = path.with_name(path.name + ".writing")

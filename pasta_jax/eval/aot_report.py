@@ -71,12 +71,14 @@ def report(
   target: Target,
   decoder: Decoder,
   mesh: str = "",
+  prefill: bool = True,
   tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
   """Compiles the decoder of one model, and tells memory, work and the compiler's estimates.
 
   Args:
     mesh: axes and sizes, as `make_mesh` takes them.
+    prefill: compile the pieces of prompts too, not the segment of steps alone.
     tell: called with each line of the report for people, as soon as it is known: a large model takes minutes.
 
   Raises:
@@ -108,7 +110,7 @@ def report(
     "programs": {},
   }
   _tell_all(tell, _header(figures))
-  for name in ("segment", *shapes.pieces):
+  for name in ("segment", *shapes.pieces) if prefill else ("segment",):
     started = time.perf_counter()
     compiled = _compile(cfg, lowering, name)
     seconds = time.perf_counter() - started
@@ -253,7 +255,7 @@ def _step_lines(step: dict[str, Any]) -> list[str]:
     f"    instructions     {step['instructions']}; serial loops: {', '.join(step['loops']) or 'none'}",
     f"    by way to draw   {', '.join(draws)}",
     *(
-      f"    {kind:16s} {c['calls']} calls, {c['bytes'] / 1e6:.2f} MB on a chip"
+      f"    {kind:16s} {c['calls']} calls, {c['bytes'] / 1e6:.2f} MB, not in the estimate"
       for kind, c in step["collectives"].items()
     ),
   ]
