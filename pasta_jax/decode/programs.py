@@ -116,7 +116,7 @@ def plan_pieces(length: int, sizes: tuple[int, ...]) -> list[tuple[int, int, int
   return pieces
 
 
-def compiler_options(device: Any) -> dict[str, str] | None:
+def compiler_options(device: Any) -> dict[str, str | bool] | None:
   """Options of the compiler for a kind of device; None: its defaults.
 
   A TPU with 128 MiB on the chip may give a matrix product more of it than the default of 16 MiB: weights then
@@ -130,7 +130,7 @@ def compiler_options(device: Any) -> dict[str, str] | None:
 
 
 @functools.cache
-def _understands(option: tuple[str, str]) -> bool:
+def _understands(option: tuple[str, str | bool]) -> bool:
   """Whether this version of the compiler has an option: experimental ones come and go."""
   try:
     jax.jit(lambda: 0).lower().compile(compiler_options=dict((option,)))
@@ -139,7 +139,7 @@ def _understands(option: tuple[str, str]) -> bool:
   return True
 
 
-def _understood(options: dict[str, str]) -> dict[str, str] | None:
+def _understood(options: dict[str, str | bool]) -> dict[str, str | bool] | None:
   return {k: v for k, v in options.items() if _understands((k, v))} or None
 
 

@@ -70,7 +70,7 @@ def measure_documents(
   split = requests_of(rows, pasta.tokenizer, True)
   plain = requests_of(rows, sequential.tokenizer, False)
   pasta.generate(split[:1]), sequential.generate(plain[:1])  # warm up
-  figures = []
+  figures: list[dict[str, Any]] = []
   for p, s in zip(split, plain):
     runs = [(pasta.generate([p])[0], sequential.generate([s])[0]) for _ in range(repeats)]
     result = runs[0][0]

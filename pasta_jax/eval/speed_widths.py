@@ -153,19 +153,17 @@ def measure_widths(
   wide = max(w for w in widths if w <= 8)
   bare = model_program(engine, wide, slots)
   lengths = [n for n in (256, 512) if n + SEGMENT * wide <= slots]
-  runs: dict[Any, Callable[[], float]] = {
-    w: lambda w=w: _seconds(engine, programs[w], lambda: running_state(engine, w, attended, slots))
-    for w in widths
-  }
-  runs["bare"] = lambda: _seconds(engine, bare, lambda: running_state(engine, wide, attended, slots))
-  for n in lengths:
-    runs[f"length {n}"] = lambda n=n: _seconds(
-      engine, programs[wide], lambda: running_state(engine, wide, n, slots)
-    )
+
+  def run(program: Callable, width: int, length: int) -> float:
+    return _seconds(engine, program, lambda: running_state(engine, width, length, slots))
+
+  runs: dict[Any, Callable[[], float]] = {w: partial(run, programs[w], w, attended) for w in widths}
+  runs["bare"] = partial(run, bare, wide, attended)
+  runs |= {f"length {n}": partial(run, programs[wide], wide, n) for n in lengths}
   taken: dict[Any, list[float]] = {name: [] for name in runs}
   for n in range(rounds + 1):
-    for name, run in runs.items():
-      seconds = run()
+    for name, timed in runs.items():
+      seconds = timed()
       if n:  # the first warms up
         taken[name].append(seconds)
   ms = {name: 1e3 * statistics.median(values) / SEGMENT for name, values in taken.items()}
