@@ -14,17 +14,25 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
   from pasta_jax.decode.engine import Engine
   from pasta_jax.decode.requests import Event, Request, RequestError, Result, Sampling
+  from pasta_jax.lang.document import Document
+  from pasta_jax.lang.grammar import Limits
+  from pasta_jax.lang.parse import ParseError, parse
+  from pasta_jax.lang.repair import repair
   from pasta_jax.model.config import ModelConfig
+  from pasta_jax.model.marks import with_marks
   from pasta_jax.model.presets import preset
   from pasta_jax.model.sharding import make_mesh
   from pasta_jax.model.weights import LoadedModel, WeightsError, load_model, save_checkpoint
 
 # Name -> module; imported at first use, so that `import pasta_jax` costs nothing.
 _PUBLIC = {
+  "Document": "lang.document",
   "Engine": "decode.engine",
   "Event": "decode.requests",
+  "Limits": "lang.grammar",
   "LoadedModel": "model.weights",
   "ModelConfig": "model.config",
+  "ParseError": "lang.parse",
   "Request": "decode.requests",
   "RequestError": "decode.requests",
   "Result": "decode.requests",
@@ -32,15 +40,21 @@ _PUBLIC = {
   "WeightsError": "model.weights",
   "load_model": "model.weights",
   "make_mesh": "model.sharding",
+  "parse": "lang.parse",
   "preset": "model.presets",
+  "repair": "lang.repair",
   "save_checkpoint": "model.weights",
+  "with_marks": "model.marks",
 }
 
 __all__ = [
+  "Document",
   "Engine",
   "Event",
+  "Limits",
   "LoadedModel",
   "ModelConfig",
+  "ParseError",
   "Request",
   "RequestError",
   "Result",
@@ -48,8 +62,11 @@ __all__ = [
   "WeightsError",
   "load_model",
   "make_mesh",
+  "parse",
   "preset",
+  "repair",
   "save_checkpoint",
+  "with_marks",
 ]
 
 
