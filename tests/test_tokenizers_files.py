@@ -126,6 +126,12 @@ def one_line(error):
     ({"merges": None}, r"lacks tokenizer\.ggml\.merges"),
     ({"pre": "viking"}, "'viking' is not supported; known are smollm"),
     ({"token_type": [1]}, "tokens but 1 token types"),
+    ({"token_type": ["a"]}, r"token_type is not a list of numbers"),
+    ({"token_type": 3}, r"token_type is not a list of numbers"),
+    ({"tokens": [1, 2]}, r"tokens is not a list of strings"),
+    ({"merges": [[]]}, r"merges is not a list of strings"),
+    ({"model": "llama"}, r"lacks tokenizer\.ggml\.scores"),
+    ({"model": "llama", "scores": [1.0]}, "tokens but 1 scores"),
     ({"merges": ["a b c", "zz qq"]}, "not a byte-level BPE tokenizer"),
   ],
 )
@@ -134,6 +140,25 @@ def test_metadata_that_is_off_is_one_line(changes, message):
   with pytest.raises(TokenizerError, match=message) as error:
     tokenizer_from_gguf(Metadata(**values))
   one_line(error)
+
+
+@pytest.mark.parametrize("kind", [-1, 0, 7, 10**9])
+def test_kinds_of_tokens_that_there_are_not_are_one_line(kind):
+  values = small_metadata("qwen2")._values
+  with pytest.raises(TokenizerError, match="token_type has values outside 1 to 6") as error:
+    tokenizer_from_gguf(Metadata(**values | {"token_type": [kind] * len(values["tokens"])}))
+  one_line(error)
+
+
+def test_ids_out_of_range_and_a_template_of_another_type_are_passed_over_or_one_line():
+  values = small_metadata("llama3")._values | {
+    "bos_token_id": 10**9,
+    "eos_token_id": -1,
+    "chat_template": [1],
+  }
+  t = tokenizer_from_gguf(Metadata(**values))
+  assert (t.bos_id, t.eos_id) == (None, None)
+  assert t.decode(t.chat([{"role": "user", "content": "x"}])) == "[1]"
 
 
 def test_folders_without_a_tokenizer_or_with_a_broken_one_are_one_line(tmp_path):

@@ -142,6 +142,13 @@ def test_the_longest_of_specials_that_begin_alike_counts():
   assert runs == [("<a>b", True), ("d", False), ("<a>bc", True), ("<ab>", True)]
 
 
+def test_a_special_of_one_letter_is_text_in_messages_and_templates():
+  assert chat.render("{{ messages[0].content }}x<a>", [{"content": "x<a>"}], specials=["x", "<a>"]) == [
+    ("x<a>x", False),
+    ("<a>", True),
+  ]
+
+
 def test_a_message_full_of_beginnings_costs_little():
   t = controlled("gemma3")
   t.chat([{"role": "user", "content": "x"}])

@@ -102,13 +102,14 @@ class _Spellings:
 
 @functools.lru_cache(maxsize=8)
 def _spellings(specials: tuple[str, ...]) -> _Spellings:
-  """The spellings of a tokenizer's specials.
+  """The spellings of a tokenizer's specials, but for those of one letter, which is text: it cannot be broken.
 
   Gemma has thousands that begin alike: alternatives are nested letter by letter, so that a `<` costs no more
   than the letters that follow it.
   """
   tree: dict[str, Any] = {}
-  for text in filter(None, specials):
+  specials = tuple(text for text in specials if len(text) > 1)
+  for text in specials:
     node = tree
     for letter in text:
       node = node.setdefault(letter, {})

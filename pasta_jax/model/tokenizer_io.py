@@ -10,7 +10,16 @@ from pasta_jax.lang.marks import ControlIds
 from pasta_jax.model import tokenizer_bpe, tokenizer_spm
 from pasta_jax.model.tokenizer import END_OF_TURN, Roles, Tokenizer, TokenizerError
 from pasta_jax.model.tokenizer_bpe import BpeTokenizer, bpe_spec
-from pasta_jax.model.tokenizer_spm import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, SpmTokenizer, spm_model
+from pasta_jax.model.tokenizer_spm import (
+  BYTE,
+  CONTROL,
+  NORMAL,
+  UNKNOWN,
+  UNUSED,
+  USER_DEFINED,
+  SpmTokenizer,
+  spm_model,
+)
 
 OWN_FILE = "pasta_tokenizer.json"
 
@@ -35,17 +44,25 @@ def tokenizer_from_gguf(file: Any) -> Tokenizer:
       raise TokenizerError(f"GGUF metadata lacks tokenizer.{key}; the file has no usable tokenizer")
     return value
 
-  kind, tokens = need("ggml.model"), list(need("ggml.tokens"))
-  types = list(get("ggml.token_type", [1] * len(tokens)))
+  def need_list(key: str, kind: type | tuple[type, ...], what: str, default: Any = None) -> list[Any]:
+    value = need(key) if default is None else get(key, default)
+    if not isinstance(value, list) or not all(isinstance(x, kind) for x in value):
+      raise TokenizerError(f"GGUF metadata: tokenizer.{key} is not a list of {what}")
+    return value
+
+  kind, tokens = need("ggml.model"), need_list("ggml.tokens", str, "strings")
+  types = need_list("ggml.token_type", int, "numbers", [1] * len(tokens))
   if len(types) != len(tokens):
     raise TokenizerError(f"GGUF metadata: {len(tokens)} tokens but {len(types)} token types")
+  if not all(NORMAL <= kind <= BYTE for kind in types):
+    raise TokenizerError(f"GGUF metadata: tokenizer.ggml.token_type has values outside {NORMAL} to {BYTE}")
   marked = {
     i: t for i, (t, k) in enumerate(zip(tokens, types, strict=True)) if k in (CONTROL, UNKNOWN, UNUSED)
   }
 
   def known(name: str) -> int | None:
     i = get(f"ggml.{name}_token_id")
-    return i if i is not None and 0 <= i < len(tokens) else None
+    return i if type(i) is int and 0 <= i < len(tokens) else None
 
   eos = known("eos")
   stop = [eos, known("eot"), *(i for i, text in marked.items() if text in END_OF_TURN)]
@@ -55,18 +72,23 @@ def tokenizer_from_gguf(file: Any) -> Tokenizer:
     pad=known("padding"),
     add_bos=bool(get("ggml.add_bos_token", kind == "llama")),
     stop=tuple(dict.fromkeys(i for i in stop if i is not None)),
-    chat_template=get("chat_template", "") or "",
+    chat_template=str(get("chat_template", "") or ""),
   )
   if kind == "gpt2":
     marked |= {i: t for i, (t, k) in enumerate(zip(tokens, types, strict=True)) if k == USER_DEFINED}
     return BpeTokenizer(
-      bpe_spec(tokens, need("ggml.merges"), marked, get("ggml.pre", "default")), roles, "GGUF tokenizer"
+      bpe_spec(tokens, need_list("ggml.merges", str, "strings"), marked, str(get("ggml.pre", "default"))),
+      roles,
+      "GGUF tokenizer",
     )
   if kind == "llama":
+    scores = need_list("ggml.scores", (int, float), "numbers")
+    if len(scores) != len(tokens):
+      raise TokenizerError(f"GGUF metadata: {len(tokens)} tokens but {len(scores)} scores")
     unknown = known("unknown")
     model = spm_model(
       tokens,
-      need("ggml.scores"),
+      scores,
       types,
       unknown=0 if unknown is None else unknown,
       bos=roles.bos,
