@@ -6,8 +6,9 @@
   python -m tools.make_logits_goldens --only=gemma2,smollm2-135m
 
 Small models of every family (tests/logits_cases.py) are written as Hugging Face folders and loaded by
-transformers from there. Packaged models are loaded by transformers' own reader of GGUF files, which shares
-no code with ours. Attention is the eager one, the only one that knows soft-caps.
+transformers from there. Packaged models are loaded by transformers' own reader of GGUF files, which has its
+own configuration, names, permutation of q and k and offset of norms; only the dequantisation, the gguf
+package's, is the same as ours. Attention is the eager one, the only one that knows soft-caps.
 """
 
 import json
@@ -148,10 +149,10 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    raise SystemExit(f"unexpected argument {argv[1]!r}")
   names = _ONLY.value or [*CASES, *REAL_PROMPTS]
   if unknown := [n for n in names if n not in CASES and n not in REAL_PROMPTS]:
-    raise app.UsageError(f"--only={unknown[0]}: there are {', '.join((*CASES, *REAL_PROMPTS))}")
+    raise SystemExit(f"--only={unknown[0]}: there are {', '.join((*CASES, *REAL_PROMPTS))}")
   for name in names:
     write(Path(_OUTPUT.value) / f"logits_{name}.npz", small(name) if name in CASES else real(name))
 
