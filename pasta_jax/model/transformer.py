@@ -100,7 +100,7 @@ def hidden_states(
 def logits(cfg: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
   """Output logits, BxTxD -> BxTxV float32."""
   with jax.named_scope("logits"):
-    table = params["head"] if "head" in params else whole_table(params["embed"])
+    table = whole_table(params["head" if "head" in params else "embed"])
     return soft_cap(linear(hidden, table).astype(jnp.float32), cfg.final_softcap)
 
 

@@ -69,7 +69,11 @@ def train(config: Config, workdir: str) -> Outcome:
       print(f"going on after step {done} of {program.steps}", file=sys.stderr)
 
     def save(step: int, evaluation: dict[str, float] | None = None) -> None:
-      host = {"loader": dataclasses.asdict(loader.state), "watch": watch.state}
+      host = {
+        "loader": dataclasses.asdict(loader.state),
+        "watch": watch.state,
+        "evaluation": evaluation or {},
+      }
       checkpoints.save(step, run.state, host, evaluation)
 
     with Recorder(folder, program, done) as recorder:
@@ -87,7 +91,7 @@ def train(config: Config, workdir: str) -> Outcome:
 
       # Steps. A step's figures are taken in while the next one runs.
       waiting: tuple[int, Any] | None = None
-      evaluation: dict[str, float] = {}
+      evaluation: dict[str, float] = host["evaluation"] if done else {}
       for step in range(done + 1, program.steps + 1):
         batch = program.place_batch(loader.next())
         run.state, out = step_program(run.frozen, run.state, batch)

@@ -153,9 +153,10 @@ def set_up(config: Config, model: LoadedModel | None = None) -> Run:
   )
   if config.lora:
     trained = init_adapter(model.config, config.lora_config, model.params, controls, config.seed)
-    frozen = stack(dict(model.params), program.shardings(program.frozen))
+    own = {name: x.astype(compute) for name, x in model.params.items()}
+    frozen = stack(own, program.shardings(program.frozen))
   else:
-    trained, frozen = dict(model.params), {}
+    trained, frozen = {name: x.astype(jnp.float32) for name, x in model.params.items()}, {}
   state = program.new_state(stack(trained, program.shardings(program.trained)))
   return Run(config, program, frozen, state, loader, data, controls, model.tokenizer)
 

@@ -245,7 +245,7 @@ class Program:
     with jax.named_scope("optimizer"):
       updates, opt = self.optimizer.update(gradient, state["opt"], state["params"])
       params = optax.apply_updates(state["params"], updates)
-    metrics = aux | {"loss": total / weight, "gradient_norm": optax.global_norm(gradient)}
+    metrics = aux | {"loss": total / weight, "gradient_norm": _norm(gradient)}
     return {"step": state["step"] + 1, "params": params, "opt": opt}, metrics
 
   def eval_step(self, frozen: Any, params: Any, batch: Any) -> dict[str, jax.Array]:
@@ -266,6 +266,10 @@ class Program:
   @functools.cached_property
   def jit_eval_step(self) -> Any:
     return jax.jit(self.eval_step, out_shardings=replicated(self.mesh))
+
+
+def _norm(tree: Any) -> jax.Array:
+  return jnp.sqrt(sum(jnp.square(x).sum() for x in jax.tree.leaves(tree)))
 
 
 def _remat(policy: str, layer: Any) -> Any:

@@ -1,0 +1,87 @@
+"""Rows are read strictly, with every problem's line; a prompt is held out everywhere or nowhere."""
+
+import gzip
+import json
+
+import pytest
+
+from pasta_jax.train.rows import RowsError, is_held_out, parse_row, read_rows, split_rows
+
+GOOD = {"prompt": "Hi", "document": 'A <promise topic="b" tokens="10"/><async>c</async>'}
+
+
+def write(path, rows):
+  path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+  return str(path)
+
+
+def test_good_rows_are_read_and_counted(tmp_path):
+  messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+  rows = [GOOD, "", {"messages": messages, "document": "plain", "id": 7}, GOOD]
+  read, report = read_rows(write(tmp_path / "a.jsonl", rows))
+  assert [r.where for r in read] == ["a.jsonl:1", "a.jsonl:3"]
+  assert read[0].messages == [{"role": "user", "content": "Hi"}]
+  assert read[1].messages == messages
+  assert (report.rows, report.split, report.repeated, report.problems) == (2, 1, 1, ())
+  packed = tmp_path / "a.jsonl.gz"
+  packed.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+  assert [r.document for r in read_rows(str(packed))[0]] == [r.document for r in read]
+
+
+@pytest.mark.parametrize(
+  ("row", "message"),
+  [
+    ("{", "not JSON"),
+    ("[1]", "not a JSON object"),
+    ({"document": "x"}, 'needs one of "prompt" and "messages"'),
+    ({**GOOD, "messages": []}, 'needs one of "prompt" and "messages"'),
+    ({"prompt": " ", "document": "x"}, '"prompt" is not a text'),
+    ({"prompt": "Hi"}, 'needs a "document"'),
+    ({"prompt": "Hi", "document": "  "}, '"document" is empty'),
+    ({"prompt": "Hi", "document": "a <async>b</async>"}, "line 1, column 3"),
+    ({"prompt": "Hi", "document": "a<sync/>"}, "line 1, column 2"),
+    ({"messages": [{"role": "user"}], "document": "x"}, '"messages" is not a list'),
+    ({"messages": [{"role": "assistant", "content": "y"}], "document": "x"}, "assistant"),
+  ],
+)
+def test_bad_rows_are_refused_with_their_line_or_left_out_and_counted(tmp_path, row, message):
+  path = write(tmp_path / "a.jsonl", [GOOD, row])
+  with pytest.raises(RowsError, match="line 2: ") as e:
+    read_rows(path)
+  assert message in str(e.value)
+  assert "\n" not in str(e.value)
+  rows, report = read_rows(path, skip_bad=True)
+  assert len(rows) == 1
+  assert len(report.problems) == 1
+
+
+def test_files_that_cannot_be_read_or_hold_nothing_are_refused(tmp_path):
+  with pytest.raises(RowsError, match="No such file"):
+    read_rows(str(tmp_path / "none.jsonl"))
+  with pytest.raises(RowsError, match="no rows"):
+    read_rows(write(tmp_path / "a.jsonl", [""]))
+  (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-3])
+  with pytest.raises(RowsError, match="cannot be read"):
+    read_rows(str(tmp_path / "b.jsonl.gz"))
+  with pytest.raises(ValueError, match="not UTF-8 at byte 1"):
+    parse_row("x", b"{\xff}")
+
+
+def test_a_tenth_is_held_out_by_the_prompt_alone():
+  prompts = [f"What is {n} plus {n}?" for n in range(3000)]
+  held = [p for p in prompts if is_held_out(p, 0.1)]
+  assert 240 < len(held) < 360
+  assert is_held_out(held[0].upper().replace(" ", "\n "), 0.1)
+  assert is_held_out([{"role": "user", "content": held[0]}], 0.1)
+  assert not any(is_held_out(p, 0) for p in prompts)
+  # What is held out at a tenth is held out at a fifth too.
+  assert all(is_held_out(p, 0.2) for p in held)
+
+
+def test_the_same_prompt_is_never_on_both_sides(tmp_path):
+  rows = [{"prompt": f"Q {n // 3}", "document": f"A {n}"} for n in range(300)]
+  train, held = split_rows(read_rows(write(tmp_path / "a.jsonl", rows))[0], 0.3)
+  assert train
+  assert held
+  assert {r.prompt for r in train}.isdisjoint(r.prompt for r in held)
+  assert len(train) + len(held) == 300

@@ -1,0 +1,211 @@
+"""Whole runs: stopped at any moment and resumed, the losses are those of a run that was never stopped."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from pasta_jax.model.adapter import load_adapter, with_adapter
+from pasta_jax.model.errors import WeightsError
+from pasta_jax.runtime import Terminated
+from pasta_jax.train import loop
+from pasta_jax.train.checkpoints import Checkpoints, FolderError
+from pasta_jax.train.packing import Loader
+from pasta_jax.train.watch import DivergedError, Watch
+from tests.train_toy import losses, run, small, toy, write_rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+  """A run that was never stopped: its folder and outcome."""
+  folder = tmp_path_factory.mktemp("run") / "whole"
+  return folder, run(small(data, save_every=2, eval_every=3), folder)
+
+
+def test_a_run_leaves_metrics_checkpoints_an_adapter_and_a_report(whole):
+  folder, outcome = whole
+  assert len(losses(folder)) == 6
+  assert outcome.result == folder / "adapter.npz"
+  adapter = load_adapter(outcome.result)
+  assert adapter.metadata["steps"] == 6
+  assert adapter.marks
+  assert with_adapter(toy(), adapter).config == toy().config
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines if "eval_loss" in line] == [3, 6]
+  assert {"eval_loss_text", "eval_loss_mark", "eval_recall_promise"} <= set(lines[-1])
+  assert outcome.evaluation["loss"] == lines[-1]["eval_loss"]
+  assert "config" in json.loads((folder / "run.json").read_text())
+  assert "held out" in (folder / "report.md").read_text()
+
+
+def test_the_plots_are_pictures(whole):
+  pytest.importorskip("matplotlib", reason="plots need the extra `train`")
+  for name in ("loss.png", "marks.png", "speed.png"):
+    assert (whole[0] / name).read_bytes().startswith(b"\x89PNG")
+    assert name in (whole[0] / "report.md").read_text()
+
+
+def test_tensorboard_has_the_losses(whole):
+  pytest.importorskip("tensorboardX", reason="TensorBoard's files need the extra `train`")
+  files = list((whole[0] / "tensorboard").iterdir())
+  assert len(files) == 1
+  assert b"eval/loss_text" in files[0].read_bytes()
+
+
+def test_the_newest_checkpoints_are_kept_and_the_best(data, whole, tmp_path):
+  with Checkpoints(whole[0], 2) as checkpoints:
+    assert checkpoints.steps[-2:] == [4, 6]
+  state = {"step": np.asarray(0)}
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    for step, loss in enumerate([3.0, 1.0, 2.0, 4.0, 5.0], start=1):
+      checkpoints.save(step, state, {}, {"loss": loss})
+    checkpoints.wait()
+    assert checkpoints.steps == [2, 4, 5]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(data, whole, tmp_path, monkeypatch):
+  next_batch = Loader.next
+
+  def stop_in_the_third(self):
+    if self.state.index == 2 and not self.state.epoch:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return next_batch(self)
+
+  config = small(data, save_every=2, eval_every=3)
+  with monkeypatch.context() as patch, pytest.raises(Terminated, match="saved after step 3 of 6"):
+    patch.setattr(Loader, "next", stop_in_the_third)
+    run(config, tmp_path / "run")
+  assert losses(tmp_path / "run") == losses(whole[0])[:3]
+  assert not (tmp_path / "run" / "adapter.npz").exists()
+  run(config, tmp_path / "run")
+  assert losses(tmp_path / "run") == losses(whole[0])
+  same = (load_adapter(folder / "adapter.npz").arrays for folder in (tmp_path / "run", whole[0]))
+  assert all(np.array_equal(a, b) for a, b in zip(*map(dict.values, same), strict=True))
+
+
+def test_killed_outright_it_goes_on_from_the_last_checkpoint_bit_for_bit(data, whole, tmp_path):
+  script = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pasta_jax.train import loop
+    from tests.train_toy import run, small
+    class Recorder(loop.Recorder):
+      def step(self, step, *rest):
+        super().step(step, *rest)
+        if step == 5:
+          os.kill(os.getpid(), signal.SIGKILL)
+    loop.Recorder = Recorder
+    run(small(sys.argv[1], save_every=2, eval_every=3), sys.argv[2])
+    """
+  )
+  env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, "-c", script, data, str(tmp_path / "run")]
+  done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert losses(tmp_path / "run") == losses(whole[0])[:5]
+  run(small(data, save_every=2, eval_every=3), tmp_path / "run")
+  assert losses(tmp_path / "run") == losses(whole[0])
+
+
+def test_a_full_disk_is_one_line_and_with_room_again_it_goes_on_bit_for_bit(
+  data, whole, tmp_path, monkeypatch
+):
+  # A limit on the size of files stands in for a full disk.
+  config = small(data, save_every=2, eval_every=3)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  ignore = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  save = Checkpoints.save
+
+  def fill_the_disk(self, step, *rest):
+    if step == 4:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    save(self, step, *rest)
+
+  try:
+    with monkeypatch.context() as patch, pytest.raises(WeightsError, match="cannot be written") as e:
+      patch.setattr(Checkpoints, "save", fill_the_disk)
+      run(config, tmp_path / "run")
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignore)
+  assert "\n" not in str(e.value)
+  run(config, tmp_path / "run")
+  assert losses(tmp_path / "run") == losses(whole[0])
+
+
+def test_a_finished_run_is_not_trained_again(whole, data, monkeypatch):
+  monkeypatch.setattr(Loader, "next", lambda self: pytest.fail("a batch was taken"))
+  outcome = run(small(data, save_every=2, eval_every=3), whole[0])
+  assert outcome.step == 6
+  assert outcome.evaluation["loss"] == whole[1].evaluation["loss"]
+
+
+def test_a_folder_of_another_run_is_refused(whole, data, tmp_path):
+  with pytest.raises(FolderError, match=r"config\.learning_rate is 0\.005, this one's 0\.1"):
+    run(small(data, learning_rate=0.1), whole[0])
+  other = write_rows(tmp_path / "other.jsonl", 20)
+  with pytest.raises(FolderError, match="belongs to another run"):
+    run(small(other, save_every=2, eval_every=3), whole[0])
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "thesis.txt").write_text("x")
+  with pytest.raises(FolderError, match="holds files, but no run"):
+    run(small(data), tmp_path / "mine")
+  assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(data, tmp_path, monkeypatch):
+  next_batch = Loader.next
+
+  def poison(self):
+    batch = next_batch(self)
+    if self.state.epoch * self.batches_of(0) + self.state.index == 4:
+      batch["weight"][:] = np.nan
+    return batch
+
+  monkeypatch.setattr(Loader, "next", poison)
+  with pytest.raises(DivergedError, match=r"step 4: the loss is nan; the last good checkpoint is step 3"):
+    run(small(data, save_every=3), tmp_path / "run")
+  with Checkpoints(tmp_path / "run", 2) as checkpoints:
+    assert checkpoints.steps == [3]
+
+
+def test_a_loss_that_runs_away_stops_and_one_hard_batch_does_not():
+  watch = Watch(3.0)
+  for step in range(100):
+    watch.see(step, 30.0 if step == 50 else 2.0, 1.0)
+  other = Watch(3.0)
+  other.state = json.loads(json.dumps(watch.state))
+  assert other.state == watch.state
+  with pytest.raises(DivergedError, match="the loss diverges"):
+    for step in range(100):
+      other.see(step, 9.0, 1.0)
+  with pytest.raises(DivergedError, match="the gradient is inf"):
+    watch.see(1, 2.0, float("inf"))
+
+
+def test_a_step_that_cannot_fit_fails_before_the_first(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop, "device_bytes_free", lambda device: 1000)
+  with pytest.raises(ValueError, match=r"a step needs .* GB beside the weights"):
+    run(small(data), tmp_path / "run")
+
+
+def test_all_parameters_give_a_model_folder(data, tmp_path, monkeypatch):
+  from pasta_jax.model.checkpoint import load_checkpoint
+
+  outcome = run(small(data, lora=False, steps=2), tmp_path / "run")
+  config, params = load_checkpoint(outcome.result)
+  assert config == toy().config
+  assert any(not np.array_equal(params[n], x) for n, x in toy().params.items())
+  assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, toy().params)

@@ -1,0 +1,176 @@
+"""A training step: the model of model/transformer.py, sums over sums, only what is trained has a gradient."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pasta_jax.lang.sequence import NO_TARGET
+from pasta_jax.model import transformer
+from pasta_jax.train.packing import fill
+from pasta_jax.train.setup import set_up
+from pasta_jax.train.step import make_schedule
+from tests.toy import toy_model
+from tests.train_toy import CFG, small, toy, write_rows
+from tests.weights_files import CONFIGS
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
+
+
+def made(data, cfg=CFG, **changes):
+  config = small(data, **changes)
+  return set_up(config, toy_model(marks=True, cfg=cfg))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(cfg, params, ids, position, mask):
+  return transformer.forward(cfg, params, ids, position, mask)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "qwen3"])
+def test_packed_and_scanned_it_is_the_forward_pass_of_each_document_alone(data, family):
+  cfg = CONFIGS[family].replace(max_len=2048, sliding_window=8 if family.startswith("gemma") else None)
+  model = toy_model(marks=True, cfg=cfg)
+  run = set_up(small(data, attention="blockwise" if family == "gemma2" else "auto"), model)
+  rows = run.loader.rows_of(0)[:4]
+  assert max(len(row) for row in rows) > 1
+  batch = fill(rows, 4, 128)
+  out = run.program.jit_eval_step(run.frozen, run.state["params"], run.program.place_batch(batch))
+  params = toy_model(marks=True, cfg=cfg).params
+  for b, row in enumerate(rows):
+    for number, example in enumerate(row, start=1):
+      s = example.sequence
+      pad = 128 - len(s)
+      ids, position = (jnp.asarray(np.pad(x, (0, pad)))[None] for x in (s.ids, s.position))
+      mask = jnp.asarray(np.pad(s.mask(), ((0, pad), (0, pad))))[None]
+      log_p = jax.nn.log_softmax(forward(model.config, params, ids, position, mask)[0, : len(s)])
+      expected = np.where(s.target != NO_TARGET, -log_p[np.arange(len(s)), np.maximum(s.target, 0)], 0.0)
+      np.testing.assert_allclose(out["nll"][0, b][batch["segment"][b] == number], expected, atol=1e-4)
+
+
+def one_step(run, batch=None):
+  program = run.program
+  batch = program.place_batch(batch or run.loader.next())
+  return program.jit_train_step(run.frozen, run.state, batch)
+
+
+def test_parts_rematerialisation_and_paths_change_no_step(data):
+  expected = None
+  for changes in (
+    {"remat": "none"},
+    {"remat": "dots", "accumulate": 2},
+    {"remat": "full", "accumulate": 4, "logits_tokens": 16, "attention": "blockwise"},
+  ):
+    state, metrics = one_step(made(data, **changes))
+    got = (state["params"], metrics)
+    expected = expected or got
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_parts_with_different_numbers_of_targets_weigh_by_their_targets(data):
+  """The mean over a batch is that of its tokens, not of its parts' means."""
+  run = made(data, accumulate=2)
+  batch = run.loader.next()
+  batch["weight"][2:, 5:] = 0
+  halves = [
+    float(one_step(made(data, batch_rows=2), {n: x[part] for n, x in batch.items()})[1]["loss"])
+    for part in (slice(0, 2), slice(2, 4))
+  ]
+  weights = batch["weight"].reshape(2, -1).sum(1)
+  _, metrics = one_step(run, batch)
+  np.testing.assert_allclose(metrics["loss"], np.dot(halves, weights) / weights.sum(), rtol=1e-5)
+  assert abs(float(metrics["loss"]) - np.mean(halves)) > 1e-3
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_training_learns(data, lora):
+  run = made(data, lora=lora, steps=40, learning_rate=2e-2, lora_rank=4)
+  program = run.program
+  losses = []
+  for _ in range(40):
+    run.state, metrics = program.jit_train_step(run.frozen, run.state, program.place_batch(run.loader.next()))
+    losses.append(float(metrics["loss"]))
+  assert np.mean(losses[-5:]) < 0.6 * losses[0]
+  assert int(run.state["step"]) == 40
+
+
+def products(run):
+  """Shapes of the results of all matrix products of a step."""
+  program = run.program
+  jaxpr = jax.make_jaxpr(program.train_step)(run.frozen, run.state, program.place_batch(run.loader.next()))
+  shapes = []
+
+  def visit(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name == "dot_general":
+        shapes.append(tuple(eqn.outvars[0].aval.shape))
+      for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+        if hasattr(value, "jaxpr"):
+          visit(value.jaxpr)
+        elif hasattr(value, "eqns"):
+          visit(value)
+
+  visit(jaxpr.jaxpr)
+  return shapes
+
+
+def test_frozen_weights_cost_no_gradient(data):
+  cfg = CFG.replace(d_ff=56)
+  weights = {(56, 32), (32, 56)}
+  table = toy_model(marks=True, cfg=cfg).config.vocab_size
+  lora, full = (products(made(data, cfg=cfg, lora=lora)) for lora in (True, False))
+  assert weights & set(full)
+  assert not weights & set(lora)
+  assert (table, 32) in full
+  assert (table, 32) not in lora
+  assert (36, 32) in lora  # the marks' rows
+
+
+def test_the_twin_trains_no_rows_of_marks_and_frozen_weights_stay(data):
+  run = made(data, twin=True)
+  assert not [name for name in run.state["params"] if name.endswith(".rows")]
+  before = {name: np.asarray(x) for name, x in run.frozen.items()}
+  one_step(run)
+  assert all(np.array_equal(run.frozen[name], before[name]) for name in before)
+
+
+def test_what_is_trained_is_float32_whatever_the_computation(data):
+  for lora in (True, False):
+    run = made(data, dtype="bfloat16", lora=lora)
+    state, metrics = one_step(run)
+    assert {x.dtype for x in jax.tree.leaves(state["params"])} == {np.dtype(np.float32)}
+    assert {x.dtype for x in jax.tree.leaves(state["opt"])} <= {np.dtype(np.float32), np.dtype(np.int32)}
+    assert np.isfinite(metrics["loss"])
+    assert (
+      jax.eval_shape(run.program.weights, run.frozen, state["params"])["final_norm"].dtype == jnp.bfloat16
+    )
+
+
+def test_schedules():
+  config = small("x", learning_rate=1.0, warmup=0.1, final_rate=0.1)
+  cosine, linear, constant = (
+    np.array([make_schedule(dataclasses.replace(config, schedule=s), 100)(n) for n in range(101)])
+    for s in ("cosine", "linear", "constant")
+  )
+  for rates in (cosine, linear, constant):
+    assert 0 < rates[0] < 0.2
+    assert np.argmax(rates) == 10
+    assert rates.max() == 1
+  np.testing.assert_allclose([cosine[-1], linear[-1], constant[-1]], [0.1, 0.1, 1.0], atol=1e-6)
+  np.testing.assert_allclose(linear[55], 0.55, atol=1e-6)
+
+
+def test_a_batch_that_does_not_divide_over_the_mesh_and_other_misfits_are_refused(data):
+  with pytest.raises(ValueError, match="exceeds the 64 positions"):
+    made(data, cfg=CFG.replace(max_len=64))
+  with pytest.raises(ValueError, match="has no tokenizer"):
+    set_up(small(data), dataclasses.replace(toy(), tokenizer=None))
+  with pytest.raises(ValueError, match=r"fits into config\.length 16"):
+    made(data, length=16)
