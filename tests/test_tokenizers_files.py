@@ -174,8 +174,14 @@ def test_folders_without_a_tokenizer_or_with_a_broken_one_are_one_line(tmp_path)
   refused(r"tokenizer\.json is not a JSON object")
   (tmp_path / "tokenizer.json").write_text('{"model": {"type": "WordPiece", "vocab": {}}}')
   refused("WordPiece models are not supported, only byte-level BPE")
-  (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0}}}')
+  (tmp_path / "tokenizer.json").write_text(
+    '{"model": {"type": "BPE", "vocab": {"a": 0}}, "pre_tokenizer": {"type": "ByteLevel"}}'
+  )
   refused("is not a byte-level BPE tokenizer")
+  spec = json.loads((GOLDEN / "tokenizer_qwen2" / "tokenizer.json").read_text())
+  spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+  (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+  refused(r"a SentencePiece model's; put the model's tokenizer\.model beside it")
   (tmp_path / "tokenizer.model").write_bytes(b"\x00\x01nonsense")
   refused("is not a SentencePiece model")
   (tmp_path / "tokenizer.model").write_bytes(b"")

@@ -59,6 +59,11 @@ class BpeTokenizer(Tokenizer):
         raise TokenizerError(
           f"{where}: {spec['model']['type']} models are not supported, only byte-level BPE"
         )
+      if '"ByteLevel"' not in json.dumps(spec.get("pre_tokenizer")):
+        raise TokenizerError(
+          f"{where} is not byte-level BPE but, it seems, a SentencePiece model's; "
+          "put the model's tokenizer.model beside it"
+        )
       size = 1 + max([*vocab.values(), *added])
       pieces = [b""] * size
       for text, i in vocab.items():
