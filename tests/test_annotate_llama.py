@@ -29,7 +29,7 @@ PYTHON = os.environ.get("PASTA_LLAMA_PYTHON", sys.executable)
 ROWS = [
   ("Name a fruit.", "An apple."),
   ("What is rain?", "Rain is water that falls from clouds in drops."),
-  ("Two pets?", "Two pets for a flat:\n\n- **Cat.** It sleeps all day.\n- **Fish.** It needs a tank and food."),
+  ("Two pets?", "Two pets:\n\n- **Cat.** It sleeps all day.\n- **Fish.** It needs a tank and some food."),
   ("What is 2 + 2?", "2 + 2 = 4."),
   ("Say hello.", "Hello! How can I help you today?"),
 ]  # fmt: skip
@@ -46,7 +46,9 @@ def llama_server(tmp_path):
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
-  command = [PYTHON, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port), "--n_ctx", "8192"]
+  command = [PYTHON, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port), "--n_ctx", "4096"]
+  # One thread: threads that wait for each other are slow where others use the cores.
+  command += ["--n_threads", "1", "--n_threads_batch", "1"]
   with open(tmp_path / "server.log", "wb") as log:
     process = subprocess.Popen(command, stdout=log, stderr=log)
   url = f"http://127.0.0.1:{port}/v1"
@@ -69,7 +71,7 @@ def llama_server(tmp_path):
 @pytest.mark.real
 def test_rows_go_through_a_real_server_and_each_gets_a_verdict(llama_server, tmp_path):
   (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in ROWS))
-  chat = ChatOptions(model="smollm2", base_url=llama_server, timeout=300.0, attempts=2)
+  chat = ChatOptions(model="smollm2", base_url=llama_server, timeout=600.0, attempts=2)
   account = run(
     RunOptions(
       annotator="llm",
@@ -78,13 +80,13 @@ def test_rows_go_through_a_real_server_and_each_gets_a_verdict(llama_server, tmp
       rejected=str(tmp_path / "rejected.jsonl"),
       chat=chat,
       asks=1,
-      max_reply_tokens=128,
+      max_reply_tokens=48,
       concurrency=1,
     )
   )
   assert account.usage.requests == len(ROWS)
   assert account.usage.input_tokens > 1000 * len(ROWS)  # the language and its demonstrations each time
-  assert 0 < account.usage.output_tokens <= 128 * len(ROWS)
+  assert 0 < account.usage.output_tokens <= 48 * len(ROWS)
   assert account.annotated + sum(account.reasons.values()) == len(ROWS)
   assert set(account.reasons) <= {"text_changed", "broken_marks", "cut_off", "empty_reply"} <= set(REASONS)
   answers = dict(ROWS)

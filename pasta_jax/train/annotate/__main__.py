@@ -1,5 +1,6 @@
 """Annotates answers: `python -m pasta_jax.train.annotate --annotator=rules --input=IN --output=OUT`."""
 
+import logging
 import sys
 
 from absl import app, flags
@@ -16,6 +17,7 @@ flags.adopt_module_key_flags(annotate_flags)
 
 
 def _run() -> None:
+  logging.getLogger("httpx2").setLevel(logging.WARNING)  # else a line for every request
   run(annotate_flags.options_from_flags())
 
 
