@@ -15,10 +15,11 @@ from tests.toy import toy_model
 from tests.weights_files import CONFIGS
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("family", CONFIGS)
-def test_packed_weights_give_the_same_logits_and_come_back_as_they_were(family):
+def test_packed_weights_give_the_same_logits_and_come_back_as_they_were(family, rows):
   model = toy_model(cfg=CONFIGS[family])
-  packed = pack(model.config, model.params)
+  packed = pack(model.config, model.params, rows=rows)
   back = unpack(model.config, packed)
   assert back.keys() == model.params.keys()
   for name, value in model.params.items():

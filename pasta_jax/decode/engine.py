@@ -150,13 +150,17 @@ class Engine:
         raise ValueError("several lanes need a model with ids for the marks: pass it through with_marks()")
       if not self.tokenizer.stop_ids:
         raise ValueError("several lanes need a model with an id that ends an answer")
-      loop = Loop(segment, step_widths(lanes, platform), controls, keep_logits)
+      loop = Loop(
+        segment, step_widths(lanes, platform), controls, keep_logits, tuple(self.tokenizer.stop_ids)
+      )
       threads = chunks + 1
       # A segment fits beside the longest request after compaction, whatever its lanes; `<async>` ids too.
       room = segment * loop.width + chunks
     shapes = Shapes(batch_size, base + room, loop, threads, dtype, pieces)
     self.programs = Programs(self.config, shapes, self.mesh, self._kinds())
-    self.params: Any = pack(self.config, model.params, take) if packs(self.mesh) else model.params
+    self.params: Any = (
+      pack(self.config, model.params, take, shapes.rows) if packs(self.mesh) else model.params
+    )
     self.batch_size, self.max_len, self.lanes, self.chunks = batch_size, base, lanes, chunks
 
   def _kinds(self) -> np.ndarray:
@@ -190,6 +194,11 @@ class Engine:
       raise RequestError(
         f"the prompt has {len(ids)} tokens, which leaves no room for an answer in max_len {self.max_len};"
         " shorten it or raise max_len"
+      )
+    controls = self.tokenizer.controls
+    if controls is not None and (found := sorted(set(request.stop_ids) & set(controls.all))):
+      raise RequestError(
+        f"stop_ids has {found[0]}, the id of a mark of PASTA-LANG; a mark never ends an answer, leave it out"
       )
     if request.script is not None:
       marks = request.marks and self.lanes > 1

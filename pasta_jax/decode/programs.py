@@ -83,6 +83,11 @@ class Shapes:
   pieces: tuple[int, ...]
 
   @property
+  def rows(self) -> int:
+    """Rows of the widest step's matrix products."""
+    return self.batch * self.loop.width
+
+  @property
   def prefixes(self) -> tuple[int, ...]:
     """Attended lengths: powers of two up to S."""
     lengths = []
@@ -116,17 +121,28 @@ def plan_pieces(length: int, sizes: tuple[int, ...]) -> list[tuple[int, int, int
   return pieces
 
 
-def compiler_options(device: Any) -> dict[str, str | bool] | None:
+# By generation, whose cores have 128, 64 and 128 MiB; what is left holds weights copied ahead.
+_PRODUCT_KIB = {
+  **dict.fromkeys(("TPU v5 lite", "TPU v5e"), 48 * 1024),
+  **dict.fromkeys(("TPU v5", "TPU v5p"), 32 * 1024),
+  **dict.fromkeys(("TPU v6 lite", "TPU v6e"), 48 * 1024),
+}
+
+
+def compiler_options(device: Any, rows: int) -> dict[str, str | bool] | None:
   """Options of the compiler for a kind of device; None: its defaults.
 
-  A TPU with 128 MiB on the chip may give a matrix product more of it than the default of 16 MiB: weights then
-  come in larger blocks, nearer to the full bandwidth (docs/tpu.md). On CPU, of XLA's two libraries for matrix
+  A TPU may give a matrix product more of the memory on the chip than the default of 16 MiB: weights then come
+  in larger blocks, nearer to the full bandwidth (docs/tpu.md). On CPU, of XLA's two libraries for matrix
   products the older one, Eigen, is the faster one for the few rows of a decode step (docs/performance.md).
+
+  Args:
+    rows: see Shapes.rows.
   """
   if device.platform == "cpu":
-    return _understood({"xla_cpu_experimental_ynn_fusion_type": ""})
-  large = {"TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e"}
-  return {"xla_tpu_scoped_vmem_limit_kib": "49152"} if device.device_kind in large else None
+    return None if rows == 1 else _understood({"xla_cpu_experimental_ynn_fusion_type": ""})
+  kib = _PRODUCT_KIB.get(device.device_kind)
+  return {"xla_tpu_scoped_vmem_limit_kib": str(kib)} if kib else None
 
 
 @functools.cache
@@ -151,13 +167,13 @@ class Lowering:
     self._everywhere = replicated(mesh)
     self._state_shardings = state_shardings(cfg, mesh, shapes.batch)
     self._least_rows = least_rows(mesh.devices.flat[0].platform)
-    self._options = compiler_options(mesh.devices.flat[0])
+    self._options = compiler_options(mesh.devices.flat[0], shapes.rows)
     empty = partial(
       empty_state, cfg, shapes.batch, shapes.num_slots, shapes.dtype, shapes.threads, shapes.num_slots
     )
     params: Any = abstract_params(cfg, shapes.dtype, param_shardings(cfg, mesh))
     if packs(mesh):
-      params = abstract_packed(cfg, params, self._everywhere)
+      params = abstract_packed(cfg, params, self._everywhere, shapes.rows)
     kinds = self._abstract(np.zeros(cfg.vocab_size, np.int32))
     state = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -95,7 +95,7 @@ def step_program(engine: Any, width: int, slots: int, requests: int = 1) -> tupl
 
 
 def _compiled(run: Callable, engine: Any, state: State) -> Callable:
-  options = compiler_options(engine.mesh.devices.flat[0])
+  options = compiler_options(engine.mesh.devices.flat[0], engine.programs.shapes.rows)
   lowered = jax.jit(run, donate_argnums=2).lower(engine.params, engine.programs.kinds, state)
   return lowered.compile(compiler_options=options)
 

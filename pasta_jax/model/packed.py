@@ -8,7 +8,7 @@ its weights once:
   layers.N.qkv        Dx((H+2K)E)   from q, k and v
   layers.N.o          (HE)xD
   layers.N.gate_up    Dx(2F)        from gate and up
-  layers.N.down       FxD
+  layers.N.down       FxD           in the table's form where a step has one row: its longer rows read faster
   head                DxV           also where it is the embedding, which stays beside it
 
 Everything else keeps its name and shape.
@@ -33,6 +33,9 @@ from pasta_jax.model.memory import release_freed
 from pasta_jax.model.params import Params, layer_params
 from pasta_jax.model.placing import ALIGNMENT, aligned_empty
 
+# Layers after which freed memory is given back: often enough for the peak, seldom enough for the start.
+_RELEASE_EVERY = 5
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +56,13 @@ def packs(mesh: Mesh) -> bool:
   return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
 
-def pack(cfg: ModelConfig, params: Params, take: bool = False) -> dict[str, Any]:
+def pack(cfg: ModelConfig, params: Params, take: bool = False, rows: int = 2) -> dict[str, Any]:
   """Packs the parameters of a model, a layer at a time.
 
   Args:
     params: as in model/params.py.
     take: empty `params` on the way, so that no more than a layer is held twice.
+    rows: of a step's matrix products at most: requests times lanes.
 
   Returns:
     What forward functions accept in the place of `params`.
@@ -67,13 +71,18 @@ def pack(cfg: ModelConfig, params: Params, take: bool = False) -> dict[str, Any]
   def use(name: str) -> Any:
     return params.pop(name) if take else params[name]
 
-  packed: dict[str, Any] = {}
-  for i in range(cfg.num_layers):
+  def turned(i: int) -> Any:
     names = list(layer_params(params, i))
-    layer = _pack_layer({name: use(f"layers.{i}.{name}") for name in names})
+    return _pack_layer({name: use(f"layers.{i}.{name}") for name in names}, rows > 1)
+
+  packed: dict[str, Any] = {}
+  ahead = turned(0)
+  for i in range(cfg.num_layers):
+    # JAX turns the next layer while this one is copied.
+    layer, ahead = ahead, turned(i + 1) if i + 1 < cfg.num_layers else None
     packed |= {f"layers.{i}.{name}": value for name, value in _settle(layer).items()}
     del layer
-    if take:
+    if take and i % _RELEASE_EVERY == 0:
       release_freed()
   packed["final_norm"] = use("final_norm")
   packed["embed"] = use("embed")
@@ -83,27 +92,26 @@ def pack(cfg: ModelConfig, params: Params, take: bool = False) -> dict[str, Any]
 
 def _settle(packed: dict[str, Any]) -> dict[str, Any]:
   """The same, with the matrices in one buffer on huge pages where the kernel has them."""
-  matrices = {name: value for name, value in packed.items() if isinstance(value, Packed)}
-  first = next(iter(matrices.values())).w
-  if isinstance(first, jax.core.Tracer):  # shapes alone are wanted
+  leaves, tree = jax.tree.flatten(packed)
+  if any(isinstance(x, jax.core.Tracer) for x in leaves):  # shapes alone are wanted
     return packed
-  step = ALIGNMENT // first.dtype.itemsize
-  sizes = [-(-m.w.size // step) * step for m in matrices.values()]
-  buffer = aligned_empty((sum(sizes),), first.dtype)
-  at = 0
-  for (name, m), size in zip(matrices.items(), sizes):
-    view = buffer[at : at + m.w.size].reshape(m.w.shape)
-    np.copyto(view, np.asarray(m.w))
-    packed[name] = Packed(jax.device_put(view, m.w.sharding), m.outputs)
+  step = ALIGNMENT // leaves[0].dtype.itemsize
+  sizes = [-(-x.size // step) * step for x in leaves]
+  buffer = aligned_empty((sum(sizes),), leaves[0].dtype)
+  settled, at = [], 0
+  for x, size in zip(leaves, sizes):
+    view = buffer[at : at + x.size].reshape(x.shape)
+    np.copyto(view, np.asarray(x))
+    settled.append(jax.device_put(view, x.sharding))
     at += size
-  return packed
+  return jax.tree.unflatten(tree, settled)
 
 
 def abstract_packed(
-  cfg: ModelConfig, params: Mapping[str, jax.ShapeDtypeStruct], sharding: Sharding
+  cfg: ModelConfig, params: Mapping[str, jax.ShapeDtypeStruct], sharding: Sharding, rows: int
 ) -> dict[str, Any]:
   """Shapes of the packed parameters, for ahead-of-time compilation; each lies in `sharding`."""
-  shapes = jax.eval_shape(lambda p: pack(cfg, p), dict(params))
+  shapes = jax.eval_shape(lambda p: pack(cfg, p, rows=rows), dict(params))
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
@@ -137,13 +145,13 @@ def _turned(w: jax.Array, outputs: int) -> Packed:
   return Packed(w.reshape(math.prod(shape), -1).T, shape)
 
 
-@jax.jit
-def _pack_layer(p: dict[str, jax.Array]) -> dict[str, Any]:
+@partial(jax.jit, static_argnums=1)
+def _pack_layer(p: dict[str, jax.Array], turn_down: bool) -> dict[str, Any]:
   q, k, v, gate, up = (p.pop(name) for name in ("q", "k", "v", "gate", "up"))
   return {
     **p,
     "qkv": _turned(jnp.concatenate([q, k, v]), 2),
     "gate_up": _turned(jnp.stack([gate, up]), 2),
     "o": _turned(p["o"], 1),
-    "down": _turned(p["down"], 1),
+    "down": _turned(p["down"], 1) if turn_down else p["down"],
   }
