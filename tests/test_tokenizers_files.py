@@ -108,6 +108,27 @@ def test_a_hugging_face_folder_brings_its_roles(tmp_path):
   (folder / "chat_template.jinja").unlink()
   t = load_tokenizer(folder)
   assert (t.roles.chat_template, t.add_bos) == ("D", False)
+  del config["chat_template"]
+  (folder / "tokenizer_config.json").write_text(json.dumps(config))
+  (folder / "chat_template.json").write_text('{"chat_template": "J"}')
+  assert load_tokenizer(folder).roles.chat_template == "J"
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json", "chat_template.json"])
+@pytest.mark.parametrize("value", [None, True, -1, "x", [], [[1]], {}, {"a": 1}, [{"name": "default"}]])
+def test_roles_of_another_type_are_one_line_or_passed_over(file, value, tmp_path):
+  folder = tmp_path / "m"
+  shutil.copytree(GOLDEN / "tokenizer_llama3", folder)
+  for key in ("eos_token", "eos_token_id", "chat_template", "add_bos_token"):
+    (folder / file).write_text(json.dumps({key: value}))
+    try:
+      t = load_tokenizer(folder)
+    except TokenizerError as e:
+      message = str(e)
+    else:
+      message = ""
+      assert all(0 <= i < t.vocab_size for i in t.stop_ids)
+    assert "\n" not in message
 
 
 def one_line(error):

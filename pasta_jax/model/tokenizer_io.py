@@ -116,7 +116,12 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     tokenizer = BpeTokenizer(_read_json(fast), Roles(None, None, None, False, ()), where=str(fast))
   else:
     raise TokenizerError(f"{folder} has neither {tokenizer_spm.FILE} nor {tokenizer_bpe.FILE}")
-  tokenizer.roles = _hf_roles(folder, tokenizer)
+  try:
+    tokenizer.roles = _hf_roles(folder, tokenizer)
+  except (KeyError, TypeError, AttributeError) as e:
+    raise TokenizerError(
+      f"{folder}: tokenizer_config.json, or a file beside it, has a value of the wrong type: {e}"
+    ) from None
   return tokenizer
 
 
@@ -139,7 +144,10 @@ def _hf_roles(folder: pathlib.Path, tokenizer: Tokenizer) -> Roles:
   ends = ends if isinstance(ends, list) else [ends]
   stop = [eos, *ends, *(ids[t] for t in END_OF_TURN if t in ids), *old.stop]
   template_file = folder / "chat_template.jinja"
-  template = _read(template_file).decode() if template_file.is_file() else config.get("chat_template") or ""
+  if template_file.is_file():
+    template = _read(template_file).decode(errors="replace")
+  else:
+    template = config.get("chat_template") or optional("chat_template.json").get("chat_template") or ""
   if isinstance(template, list):
     template = next((t["template"] for t in template if t.get("name") == "default"), "")
   bos = role("bos", old.bos)
@@ -148,8 +156,8 @@ def _hf_roles(folder: pathlib.Path, tokenizer: Tokenizer) -> Roles:
     eos=eos,
     pad=role("pad", old.pad),
     add_bos=bool(config.get("add_bos_token", old.add_bos or _template_adds_bos(tokenizer, bos))),
-    stop=tuple(dict.fromkeys(i for i in stop if i is not None)),
-    chat_template=template,
+    stop=tuple(dict.fromkeys(i for i in stop if type(i) is int and 0 <= i < tokenizer.vocab_size)),
+    chat_template=str(template),
   )
 
 
