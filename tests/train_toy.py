@@ -1,8 +1,13 @@
 """Training runs small enough for tests: rows of a few words, a model of bytes with one layer."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
+
+from pasta_jax.model.sharding import param_shardings
 from pasta_jax.train import setup
 from pasta_jax.train.config import Config
 from pasta_jax.train.loop import Outcome, train
@@ -43,9 +48,17 @@ def small(data: str, **changes) -> Config:
   return Config(**(values | changes))
 
 
-def toy(*_, **__):
+def toy(source: str = "toy", *, dtype=None, mesh=None):
   """What stands in for `load_model`."""
-  return toy_model(marks=True, cfg=CFG)
+  model = toy_model(marks=True, cfg=CFG)
+  if mesh is None:
+    return model
+  values = {name: np.asarray(x) for name, x in model.params.items()}
+  params = {
+    name: jax.make_array_from_callback(values[name].shape, sharding, values[name].__getitem__)
+    for name, sharding in param_shardings(model.config, mesh).items()
+  }
+  return dataclasses.replace(model, params=params)
 
 
 def run(config: Config, workdir) -> Outcome:

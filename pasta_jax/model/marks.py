@@ -37,6 +37,15 @@ def with_marks(model: Any) -> Any:
   return dataclasses.replace(model, config=config, params=params, tokenizer=tokenizer)
 
 
+def _on_host(x: jax.Array) -> np.ndarray:
+  """An array's values, also where other processes hold parts of it."""
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  from jax.experimental import multihost_utils
+
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 def _grow(cfg: ModelConfig, params: Params, tokenizer: Any) -> tuple[ModelConfig, Params]:
   rows = -(-tokenizer.vocab_size // ROWS) * ROWS
   seeds = [tokenizer.encode(text) for text in tokenizer.control_seed_texts]
@@ -47,7 +56,7 @@ def _grow(cfg: ModelConfig, params: Params, tokenizer: Any) -> tuple[ModelConfig
       continue
     table = params[name]
     new = np.zeros((rows - cfg.vocab_size, table.shape[1]), np.float32)
-    found = np.split(np.asarray(table[jnp.asarray(words)].astype(jnp.float32)), ends[:-1])
+    found = np.split(_on_host(table[jnp.asarray(words)].astype(jnp.float32)), ends[:-1])
     for row, rows_of_words in zip(tokenizer.controls.all, found, strict=True):
       if row >= cfg.vocab_size:
         new[row - cfg.vocab_size] = rows_of_words.mean(axis=0)

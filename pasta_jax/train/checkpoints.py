@@ -152,7 +152,23 @@ def claim(folder: str | os.PathLike[str], config: Config, files: list[str]) -> b
   Raises:
     FolderError: the folder belongs to another run, or holds something else.
   """
-  folder = Path(folder)
+  if jax.process_index():
+    _wait_for_first()  # it makes the folder, or fails and ends the run for all
+  try:
+    return _claim(Path(folder), config, files)
+  finally:
+    if jax.process_index() == 0:
+      _wait_for_first()
+
+
+def _wait_for_first() -> None:
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("pasta_jax run claimed")
+
+
+def _claim(folder: Path, config: Config, files: list[str]) -> bool:
   run = {"config": config.as_dict(), "data": {name: file_digest(name) for name in files}}
   path = folder / _RUN
   if path.exists():
@@ -160,11 +176,10 @@ def claim(folder: str | os.PathLike[str], config: Config, files: list[str]) -> b
     return True
   if folder.exists() and any(folder.iterdir()):
     raise FolderError(f"--workdir {folder} holds files, but no run; choose another folder")
-  if jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{_RUN}.writing"
-    beside.write_text(json.dumps(run, indent=1))
-    os.replace(beside, path)
+  folder.mkdir(parents=True, exist_ok=True)
+  beside = folder / f".{_RUN}.writing"
+  beside.write_text(json.dumps(run, indent=1))
+  os.replace(beside, path)
   return False
 
 

@@ -55,8 +55,16 @@ def stack_table(table: Mapping[str, ParamSpec]) -> dict[str, ParamSpec]:
   return out
 
 
+def stacked(params: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """Parameters (or an adapter's arrays) in stacked form."""
+  return {
+    name: jnp.stack([params[n] for n in parts]) if name.startswith(_PREFIX) else params[name]
+    for name, parts in stacked_names(params).items()
+  }
+
+
 def stack(params: Mapping[str, jax.Array], shardings: Mapping[str, Any]) -> dict[str, jax.Array]:
-  """Parameters in stacked form, one stack at a time.
+  """`stacked`, one stack at a time, so that only one is there twice.
 
   Args:
     params: flat; entries are taken out as they are stacked, if it is a dict.

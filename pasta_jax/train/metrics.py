@@ -1,5 +1,6 @@
 """Where a run's figures go: a JSONL file that survives interruption, TensorBoard, a progress bar."""
 
+import collections
 import contextlib
 import json
 import math
@@ -14,6 +15,7 @@ import jax
 from pasta_jax.train.flops import peak_flops, step_flops
 
 METRICS = "metrics.jsonl"
+_WINDOW = 20  # steps that the speed is averaged over
 
 
 class MetricsFile:
@@ -58,7 +60,8 @@ class Recorder:
     devices = list(program.mesh.devices.flat)
     self._flops = step_flops(program.model, trained, config.length)
     self._peak = peak_flops(program.mesh.local_devices[0], program.compute_dtype) * len(devices)
-    self._began, self._tokens = time.perf_counter(), 0.0
+    self._clock: collections.deque[tuple[float, float]] = collections.deque(maxlen=_WINDOW)
+    self._start_clock()
     self._file = MetricsFile(folder / METRICS, done) if self._writes else None
     self._board = _tensorboard(folder / "tensorboard", done) if self._writes else None
     self._progress = Progress(program.steps, done, config.log_every, self._writes)
@@ -74,8 +77,9 @@ class Recorder:
 
   def step(self, step: int, line: dict[str, float], tokens: float) -> None:
     """A step's metrics and how many tokens it was fed."""
-    self._tokens += tokens
-    rate = self._tokens / (time.perf_counter() - self._began)
+    self._clock.append((time.perf_counter(), tokens))
+    seconds = self._clock[-1][0] - self._clock[0][0]
+    rate = sum(t for _, t in list(self._clock)[1:]) / max(seconds, 1e-9)
     used = 100 * rate * self._flops / self._peak
     text = f"loss {line['loss']:.4f}, {rate:.0f} tokens/s, {used:.0f} % of peak flops"
     self._progress.step(step, text)
@@ -83,14 +87,16 @@ class Recorder:
       learning_rate = float(self._program.schedule(step - 1))
       speed = {"tokens_per_second": rate, "peak_flops_percent": used}
       self._write(step, line | {"learning_rate": learning_rate} | speed)
-    if step % self._every == 0:
-      self._began, self._tokens = time.perf_counter(), 0.0
 
   def evaluation(self, step: int, metrics: dict[str, float]) -> None:
     self._write(step, {f"eval_{name}": value for name, value in metrics.items()})
     shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
     self._progress.say(f"step {step}, held out: {shown}")
-    self._began, self._tokens = time.perf_counter(), 0.0
+    self._start_clock()
+
+  def _start_clock(self) -> None:
+    self._clock.clear()
+    self._clock.append((time.perf_counter(), 0.0))
 
   def _write(self, step: int, values: dict[str, float]) -> None:
     if self._file is not None:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from pasta_jax.lang.marks import ControlIds
 from pasta_jax.model.lora import first_mark, init_adapter
 from pasta_jax.model.marks import with_marks
+from pasta_jax.model.params import Params
 from pasta_jax.model.sharding import make_mesh
 from pasta_jax.model.weights import LoadedModel, load_model
 from pasta_jax.train.config import Config
-from pasta_jax.train.forward import stack
+from pasta_jax.train.forward import stack, stacked
 from pasta_jax.train.packing import Example, Layout, Loader, lay_out_all
 from pasta_jax.train.rows import Report, RowsError, is_held_out, read_rows
 from pasta_jax.train.step import Program, State
@@ -152,13 +153,25 @@ def set_up(config: Config, model: LoadedModel | None = None) -> Run:
     mesh,
   )
   if config.lora:
-    trained = init_adapter(model.config, config.lora_config, model.params, controls, config.seed)
+    trained = _new_adapter(program, model.params, controls)
     own = {name: x.astype(compute) for name, x in model.params.items()}
     frozen = stack(own, program.shardings(program.frozen))
   else:
-    trained, frozen = {name: x.astype(jnp.float32) for name, x in model.params.items()}, {}
-  state = program.new_state(stack(trained, program.shardings(program.trained)))
+    own = {name: x.astype(jnp.float32) for name, x in model.params.items()}
+    trained, frozen = stack(own, program.shardings(program.trained)), {}
+  state = program.new_state(trained)
   return Run(config, program, frozen, state, loader, data, controls, model.tokenizer)
+
+
+def _new_adapter(program: Program, params: Params, controls: ControlIds | None) -> Params:
+  """An adapter before training, stacked, made where it shall lie."""
+  config = program.config
+  tables = {name: params[name] for name in ("embed", "head") if name in params}
+
+  def init(tables: Params) -> Params:
+    return stacked(init_adapter(program.model, config.lora_config, tables, controls, config.seed))
+
+  return jax.jit(init, out_shardings=program.shardings(program.trained))(tables)
 
 
 def eval_run(run: Run) -> Any:

@@ -1,0 +1,191 @@
+"""The speed of training: a step with all parameters, one with LoRA, and torch's, in one run.
+
+    python -m pasta_jax.eval.speed_train --model=smollm2-135m --json=speed_train.json
+
+A step is forward, backward, the cut of the gradient norm and AdamW, on rows of packed documents; tokens are
+B x T. Torch is measured where it and transformers are installed, and is a dependency of nothing.
+"""
+
+import dataclasses
+import gc
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from pasta_jax import runtime
+
+_MODEL = flags.DEFINE_string("model", "smollm2-135m", "As in decode.main.")
+_DATA = flags.DEFINE_string("data", "data/seed.jsonl", "Rows to pack.")
+_ROWS = flags.DEFINE_integer("rows", 4, "Rows of a batch.", lower_bound=1)
+_LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a row.", lower_bound=16)
+_RANK = flags.DEFINE_integer("lora_rank", 16, "Of the LoRA step.", lower_bound=1)
+_REMAT = flags.DEFINE_string("remat", "none", "As config.remat.")
+_LOGITS = flags.DEFINE_integer("logits_tokens", 512, "As config.logits_tokens.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 5, "Steps measured; the median counts.", lower_bound=1)
+_PEERS = flags.DEFINE_bool("peers", True, "Measure torch where it is installed.")
+_JSON = flags.DEFINE_string("json", "", "Write the figures here.")
+_CACHE = flags.DEFINE_string("compilation_cache", runtime.default_cache_folder(), "As in decode.main.")
+
+
+def measure_step(config: Any, steps: int) -> tuple[dict[str, float], list[dict[str, np.ndarray]]]:
+  """Seconds per step, tokens/s and memory of one configuration; and the batches that it was measured on."""
+  from pasta_jax.train.setup import set_up
+
+  run = set_up(config)
+  program = run.program
+  batches = [run.loader.next() for _ in range(steps + 1)]
+  compiled = program.jit_train_step.lower(
+    run.frozen, program.abstract_state(), program.abstract_batch()
+  ).compile()
+  seconds = []
+  for batch in batches:  # the first one warms up
+    placed = jax.block_until_ready(program.place_batch(batch))
+    start = time.perf_counter()
+    run.state, out = compiled(run.frozen, run.state, placed)
+    jax.block_until_ready((run.state, out))
+    seconds.append(time.perf_counter() - start)
+  median = statistics.median(seconds[1:])
+  figures = {
+    "seconds": median,
+    "tokens_per_second": config.batch_rows * config.length / median,
+    "temporary_gb": getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0) / 1e9,
+    "loader_seconds": _loader_seconds(run),
+  }
+  return figures, batches
+
+
+def _loader_seconds(run: Any) -> float:
+  """Seconds that the loader takes for a batch, an epoch's plan included."""
+  count = run.loader.batches_of(0)
+  run.loader.state = dataclasses.replace(run.loader.state, epoch=7, index=0)
+  start = time.perf_counter()
+  for _ in range(count):
+    run.loader.next()
+  return (time.perf_counter() - start) / count
+
+
+def torch_tokens_per_second(model: str, batches: list[dict[str, np.ndarray]]) -> float | None:
+  """The same step in torch: all parameters, float32, fused AdamW, its own causal attention.
+
+  None where torch or transformers is not installed, or the model is of another family than llama.
+  """
+  from pasta_jax.eval.speed_peers import _hf_names, _installed
+  from pasta_jax.model.weights import load_model
+
+  loaded = load_model(model)
+  cfg = loaded.config
+  if not _installed("torch", "transformers") or cfg.family != "llama" or cfg.rope_scaling is not None:
+    return None
+  import torch
+  import transformers
+
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  config = transformers.LlamaConfig(
+    vocab_size=cfg.vocab_size,
+    hidden_size=cfg.d_model,
+    intermediate_size=cfg.d_ff,
+    num_hidden_layers=cfg.num_layers,
+    num_attention_heads=cfg.num_heads,
+    num_key_value_heads=cfg.num_kv_heads,
+    head_dim=cfg.head_dim,
+    rms_norm_eps=cfg.norm_eps,
+    rope_theta=cfg.rope_theta,
+    max_position_embeddings=cfg.max_len,
+    tie_word_embeddings=cfg.tied_embeddings,
+    attention_bias=False,
+    use_cache=False,
+    attn_implementation="sdpa",
+  )
+  net = transformers.LlamaForCausalLM(config).float().train()
+  state = {name: torch.from_numpy(np.array(value)) for name, value in _hf_names(cfg, loaded.params)}
+  net.load_state_dict(state, strict=False)
+  net.tie_weights()
+  del loaded, state
+  optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, weight_decay=0.0, fused=True)
+  seconds = []
+  for batch in batches:
+    known = cfg.vocab_size - 1  # marks are ids of ours: any id costs the same
+    ids = torch.from_numpy(np.minimum(batch["ids"], known).astype(np.int64))
+    target = np.where(batch["weight"] > 0, np.minimum(batch["target"], known), -100).astype(np.int64)
+    start = time.perf_counter()
+    logits = net(input_ids=ids).logits
+    flat = torch.from_numpy(target).reshape(-1)
+    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), flat)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    seconds.append(time.perf_counter() - start)
+  return batches[0]["ids"].size / statistics.median(seconds[1:])
+
+
+def measure() -> dict[str, Any]:
+  from pasta_jax.train.config import Config
+
+  config = Config(
+    model=_MODEL.value,
+    data=(_DATA.value,),
+    batch_rows=_ROWS.value,
+    length=_LENGTH.value,
+    remat=_REMAT.value,
+    logits_tokens=_LOGITS.value,
+    lora_rank=_RANK.value,
+    dtype="float32",
+    steps=1000,
+  )
+  figures: dict[str, Any] = {
+    "model": config.model,
+    "device": jax.devices()[0].device_kind,
+    "cores": len(os.sched_getaffinity(0)),
+    "rows": config.batch_rows,
+    "length": config.length,
+    "remat": config.remat,
+  }
+  figures["lora"], _ = measure_step(config, _STEPS.value)
+  gc.collect()
+  figures["full"], batches = measure_step(dataclasses.replace(config, lora=False), _STEPS.value)
+  gc.collect()
+  torch = torch_tokens_per_second(config.model, batches) if _PEERS.value else None
+  full = figures["full"]["tokens_per_second"]
+  figures["torch_full_tokens_per_second"] = torch
+  figures["full_over_torch"] = full / torch if torch else None
+  figures["lora_over_full"] = figures["lora"]["tokens_per_second"] / full
+  figures["step_over_loader"] = figures["full"]["seconds"] / figures["full"]["loader_seconds"]
+  return figures
+
+
+def table(figures: dict[str, Any]) -> str:
+  torch = figures["torch_full_tokens_per_second"]
+  rows = [
+    ("all parameters", f"{figures['full']['tokens_per_second']:.0f}"),
+    ("LoRA", f"{figures['lora']['tokens_per_second']:.0f}"),
+    ("torch, all parameters", "not installed" if torch is None else f"{torch:.0f}"),
+  ]
+  lines = ["| step | tokens/s |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+  return "\n".join(lines)
+
+
+def _run() -> None:
+  runtime.use_compilation_cache(_CACHE.value)
+  figures = measure()
+  print(table(figures))
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}; everything is a --flag")
+  sys.exit(runtime.run_main(_run))
+
+
+if __name__ == "__main__":
+  app.run(main)
