@@ -159,8 +159,10 @@ def names_one_of(text: str, heads: Iterable[str], known: str) -> bool:
   text, known = text.lower(), known.lower()
   for head in heads:
     spelt = head.strip(" *_:.").lower()
+    if spelt not in text or len(spelt.split()) < 2:
+      continue
     named = re.compile(rf"(?<!\w){re.escape(spelt)}(?!\w)")
-    if len(spelt.split()) >= 2 and named.search(text) and not named.search(known):
+    if named.search(text) and not named.search(known):
       return True
   return False
 

@@ -59,14 +59,14 @@ def fit(reply: str, answer: str, limits: Limits | None = None) -> Annotation | R
 
 def _place(plain: str, answer: str) -> "tuple[_Places | None, str]":
   """Where the answer's text is in the reply's, and the name of the repair; or None, and what differs."""
-  said, _ = _fold(plain)
+  said, said_at = _fold(plain)
   wanted, at = _fold(answer)
   start = said.find(wanted)
   if start < 0:
     same = next((n for n, (a, b) in enumerate(zip(said, wanted)) if a != b), min(len(said), len(wanted)))
     where = at[same] if same < len(at) else len(answer)
-    found = said[same : same + 24] or "the end"
-    wants = wanted[same : same + 24] or "the end"
+    found = plain[said_at[same] :][:30] if same < len(said) else "the end"
+    wants = answer[where:][:30] or "the end"
     return None, f"differs from the answer at its character {where}: {found!r} for {wants!r}"
   if said == wanted:
     return _Places(plain, answer, 0, len(wanted)), "text spelling"

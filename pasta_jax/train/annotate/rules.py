@@ -330,6 +330,8 @@ class _Cutter:
     self._main(section.start, section.end)
 
   def _cut(self, part: _Part) -> None:
+    if sum(isinstance(c, ChunkCut) for c in self.found) == self.options.limits.chunks:
+      return  # an answer may have no more
     body = part.body
     text = self._text(part)
     if self.options.heads == "main" and not part.outside:
