@@ -1,5 +1,6 @@
 """What the tests of the law share: models that split their answers, requests of every kind, the teacher."""
 
+import collections
 import functools
 
 import jax
@@ -27,6 +28,12 @@ FAMILIES = {
   )
   for name, cfg in CONFIGS.items()
 }
+
+
+# Sizes of requests that a cache of 128 slots holds; see law_requests.
+SHORT = {"prompt": 20, "tokens": 100, "parts": 5, "body": 12}
+# Of 192 slots: longer than the shortest attended prefix.
+LONG = {"prompt": 50, "tokens": 140, "parts": 5, "body": 20}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -127,3 +134,24 @@ def law_requests(controls, seed: int, count: int, prompt: int = 80, tokens: int 
       )
     )
   return requests
+
+
+def keeps_the_law(model, results) -> None:
+  for result in results:
+    np.testing.assert_allclose(result.logits, teacher(model, result), atol=1e-4)
+
+
+def is_telling(results, controls) -> None:
+  """The law says little about answers without chunks, or without syncs that chunks follow."""
+  split: dict[bool, set] = {True: set(), False: set()}
+  for r in results:
+    if r.parallel.threads.chunks:
+      split[r.request.script is not None].add((r.request.positions, r.request.fork))
+  assert split[True] == {(p, f) for p in POSITIONS for f in FORKS}
+  assert {p for p, _ in split[False]} == set(POSITIONS) - {"oracle"}
+  assert {f for _, f in split[False]} == set(FORKS)
+  syncs = collections.Counter(
+    r.request.script is not None for r in results if controls.sync in r.parallel.threads.main
+  )
+  assert min(syncs[True], syncs[False]) >= 1
+  assert {r.request.sampling.temperature > 0 for r in results if r.parallel.threads.chunks} == {True, False}

@@ -28,13 +28,12 @@ from tests.toy import TOY, ByteTokenizer
 
 TOKENIZER = ByteTokenizer(marks=True)
 CONTROLS = TOKENIZER.controls
-KINDS = token_kinds(
-  TOKENIZER.vocab_size, TOKENIZER.piece, CONTROLS, TOKENIZER.stop_ids, TOKENIZER.special_ids
-)
 BATCH, THREADS, INDICES = 32, 7, 41
 PROMPT = 3
 STEPS = 280
-END, TEXT_STOP = 256, 9  # the model's own stop id, and a piece of text that a request names as one
+STOPS = END, OTHER_END = 256, 8  # the model's own stop ids
+TEXT_STOP = 9  # a piece of text that a request names as one
+KINDS = token_kinds(TOKENIZER.vocab_size, TOKENIZER.piece, CONTROLS, STOPS, TOKENIZER.special_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Program:
   fork: str
   positions: str
   reserved: tuple[int, ...]
-  ends: bool = True
+  ends: tuple[int, ...] = STOPS
   stops: bool = False
 
   @property
@@ -63,7 +62,14 @@ class Program:
 
   @property
   def stop_ids(self) -> tuple[int, ...]:
-    return (END,) * self.ends + (TEXT_STOP,) * self.stops
+    return self.ends + (TEXT_STOP,) * self.stops
+
+  @property
+  def kinds(self) -> np.ndarray:
+    """Of every id; a request that names some stop ids of the model does not have the others."""
+    kinds = KINDS.copy()
+    kinds[[i for i in STOPS if self.ends and i not in self.ends]] = 0
+    return kinds
 
   def scores(self) -> np.ndarray:
     """NxIxV float32; the likeliest allowed id is drawn."""
@@ -72,7 +78,7 @@ class Program:
     # Each kind of id is likely now and then, so that marks come at odd places.
     for ids, weight in (
       (CONTROLS.promise, self.promise), (CONTROLS.sync, self.sync), (CONTROLS.close, self.close),
-      (END, self.end), (TEXT_STOP, self.end), (list(CONTROLS.lens), 0.3), (32, 0.3),
+      (END, self.end), (OTHER_END, self.end), (TEXT_STOP, self.end), (list(CONTROLS.lens), 0.3), (32, 0.3),
     ):  # fmt: skip
       hit = rng.random((THREADS, INDICES)) < weight
       scores[:, :, ids] += (
@@ -102,20 +108,20 @@ programs = st.builds(
   fork=st.sampled_from(FORKS),
   positions=st.sampled_from(POSITIONS),
   reserved=st.tuples(*[st.integers(0, 40)] * (THREADS - 1)),
-  ends=st.sampled_from([True, True, True, False]),
+  ends=st.sampled_from([STOPS, STOPS, (OTHER_END,), ()]),
   stops=st.booleans(),
 )
 
 
 def oracle(program: Program, lanes: int):
-  scores = program.scores()
+  scores, kinds = program.scores(), program.kinds
 
   def next_id(thread: int, index: int, allowed: Kind) -> int:
-    return int(np.where(KINDS & int(allowed), scores[thread, index % INDICES], -np.inf).argmax())
+    return int(np.where(kinds & int(allowed), scores[thread, index % INDICES], -np.inf).argmax())
 
   return interpret(
-    next_id, lambda i: Kind(int(KINDS[i])), CONTROLS, prompt_length=PROMPT, limit=program.limit,
-    limits=program.limits, lanes=lanes, ends=program.ends,
+    next_id, lambda i: Kind(int(kinds[i])), CONTROLS, prompt_length=PROMPT, limit=program.limit,
+    limits=program.limits, lanes=lanes, ends=bool(program.ends),
     stop_ids=(TEXT_STOP,) * program.stops, **program.layout,
   )  # fmt: skip
 
@@ -153,7 +159,7 @@ def admitted(batch: list[Program], lanes: int) -> State:
     threads=threads,
     policy=Policy(
       marks=ones > 0,
-      ends=each(lambda p: p.ends, bool),
+      ends=each(lambda p: bool(p.ends), bool),
       fork=each(lambda p: FORKS.index(p.fork)),
       scheme=each(lambda p: POSITIONS.index(p.positions)),
       fixed=ones * 64,
@@ -227,7 +233,8 @@ def same_sight(program: Program, run, threads: Threads, out, positions, seen, ro
 
 
 loops = {
-  lanes: step.Loop(STEPS, widths, CONTROLS) for lanes, widths in ((1, (1,)), (2, (1, 2)), (4, (1, 2, 4)))
+  lanes: step.Loop(STEPS, widths, CONTROLS, stop_ids=STOPS)
+  for lanes, widths in ((1, (1,)), (2, (1, 2)), (4, (1, 2, 4)))
 }
 
 
@@ -269,17 +276,19 @@ def test_ids_do_not_depend_on_the_number_of_lanes(program):
 
 def odd_places(program: Program, lanes: int) -> set[str]:
   """What is out of the ordinary in a program's run."""
-  scores = program.scores()
+  scores, kinds = program.scores(), program.kinds
   tried = set()  # marks that were likeliest where they may not stand
 
   def next_id(thread: int, index: int, allowed: Kind) -> int:
     at = scores[thread, index % INDICES]
-    tried.add((thread > 0, Kind(int(KINDS[at.argmax()])) & ~allowed))
-    return int(np.where(KINDS & int(allowed), at, -np.inf).argmax())
+    tried.add((thread > 0, Kind(int(kinds[at.argmax()])) & ~allowed))
+    if program.ends == (END,) and at.argmax() == OTHER_END:
+      tried.add("an end not named")
+    return int(np.where(kinds & int(allowed), at, -np.inf).argmax())
 
   run = interpret(
-    next_id, lambda i: Kind(int(KINDS[i])), CONTROLS, prompt_length=PROMPT, limit=program.limit,
-    limits=program.limits, lanes=lanes, ends=program.ends,
+    next_id, lambda i: Kind(int(kinds[i])), CONTROLS, prompt_length=PROMPT, limit=program.limit,
+    limits=program.limits, lanes=lanes, ends=bool(program.ends),
     stop_ids=(TEXT_STOP,) * program.stops, **program.layout,
   )  # fmt: skip
   steps = [{f.thread: f.fed for f in s} for s in run.steps]
@@ -310,6 +319,7 @@ def odd_places(program: Program, lanes: int) -> set[str]:
     "a mark refused in a chunk": (True, Kind.PROMISE) in tried,
     "an end refused in a chunk": (True, Kind.END) in tried,
     "an empty chunk refused": (True, Kind.CLOSE) in tried,
+    "a stop id that is not the request's refused": "an end not named" in tried,
   }  # fmt: skip
   if run.chunks:
     found |= {f"{program.fork}, {program.positions}": True}
@@ -325,7 +335,8 @@ def test_the_programs_above_reach_the_odd_places():
       end=float(rng.choice([0.0, 0.02])), limit=int(rng.integers(1, 200)), fork=FORKS[n % 2],
       limits=Limits(round_chunks=2 + n % 3, chunks=int(rng.integers(2, 7)), least_grant=12,
                     chunk_tokens=int(rng.choice([9, 30]))),
-      positions=POSITIONS[n % 5], reserved=(7,) * 6, ends=n % 4 > 0, stops=n % 3 > 0,
+      positions=POSITIONS[n % 5], reserved=(7,) * 6, ends=(STOPS, (END,), (OTHER_END,), ())[n % 4],
+      stops=n % 3 > 0,
     )  # fmt: skip
     seen |= odd_places(program, 2)
   everything = {f"{f}, {p}" for f in FORKS for p in POSITIONS} | {
@@ -334,5 +345,6 @@ def test_the_programs_above_reach_the_odd_places():
     "joined and not", "main ends first", "chunk limit", "round limit", "grant used up",
     "the budget cut a grant", "a chunk outruns its promise", "a sync without chunks refused",
     "a promise refused", "a mark refused in a chunk", "an end refused in a chunk", "an empty chunk refused",
+    "a stop id that is not the request's refused",
   }  # fmt: skip
   assert seen == everything

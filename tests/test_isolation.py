@@ -98,7 +98,7 @@ def influence(f, params, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       (gradient,) = back(jnp.zeros_like(values).at[n].set(1.0))
       return jnp.max(jnp.abs(gradient), axis=-1)
 
-    # One at a time: batched with vmap, XLA's CPU scatter has been seen to put sums into wrong rows.
+    # One at a time: under vmap, gradients were seen in rows of other tokens (CPU, jax 0.10), why is unknown.
     return values, jax.lax.map(one, jnp.arange(len(values)))
 
   return jax.device_get(both(params["embed"]))

@@ -47,7 +47,7 @@ def make_admission(
     ),
     policy=Policy(
       marks=np.bool_(marks),
-      ends=np.bool_(request.model_stops),
+      ends=np.bool_(request.model_stops or not set(stop_ids).isdisjoint(tokenizer.stop_ids)),
       fork=np.int32(FORKS.index(request.fork)),
       scheme=np.int32(POSITIONS.index(request.positions)),
       fixed=np.int32(request.fixed),

@@ -140,6 +140,16 @@ def main_kinds(rows: Rows) -> jax.Array:
   return jnp.where(rows.policy.marks, kinds, int(PLAIN))
 
 
+def unnamed(rows: Rows, stop_ids: tuple[int, ...]) -> list[jax.Array]:
+  """For each of the model's own stop ids, whether a request ends by others of them and not by this; B bool.
+
+  Such an id would stand in the middle of the answer; where none is named (`policy.ends` is false), any may be
+  the end that the budget forces.
+  """
+  may_end = rows.policy.marks & rows.policy.ends
+  return [may_end & ~jnp.any(rows.stop_ids == i, axis=1) for i in stop_ids]
+
+
 def allowed_kinds(rows: Rows, step: Step, controls: ControlIds) -> jax.Array:
   """The same for every lane; BxW int32. Lanes that draw nothing get every kind, so that none is empty."""
   t = rows.threads

@@ -75,8 +75,9 @@ class Request:
     max_new_tokens: ids to draw at most.
     sampling: see Sampling.
     stop: strings; the text ends before the first of them, in reading order.
-    stop_ids: ids that end the main thread, besides the model's own; at most 8 in all.
-    model_stops: the model's own stop ids end the text; false to measure answers of a given length.
+    stop_ids: ids that end the main thread, besides the model's own; at most 8 in all, no ids of marks.
+    model_stops: the model's own stop ids end the text; false to measure answers of a given length, or to
+      name in `stop_ids` those that do.
     chat: see `prompt`.
     logprobs: keep the log-probability of every id drawn.
     marks: the answer may have PASTA-LANG marks, and then runs in parallel lanes; of no effect in an engine

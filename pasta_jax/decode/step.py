@@ -36,12 +36,14 @@ class Loop:
     widths: lanes of the compiled steps, ascending.
     controls: ids of the marks; None: no request of this loop may have marks, and `widths` is (1,).
     keep_logits: hand out the logits of every lane and step, for tests and analysis.
+    stop_ids: the model's own ids that end an answer, of which a request may name some only.
   """
 
   steps: int
   widths: tuple[int, ...] = (1,)
   controls: ControlIds | None = None
   keep_logits: bool = False
+  stop_ids: tuple[int, ...] = ()
 
   @property
   def width(self) -> int:
@@ -175,6 +177,10 @@ def _draw(
     may = interpreter.allowed_kinds(rows, step, loop.controls)
     index = interpreter.draw_indices(rows, step)
   allowed = (kinds[None, None, :] & may[:, :, None]) != 0
+  if loop.controls is not None and len(loop.stop_ids) > 1:
+    ids = jnp.arange(v, dtype=jnp.int32)
+    for stop, unnamed in zip(loop.stop_ids, interpreter.unnamed(rows, loop.stop_ids), strict=True):
+      allowed &= ~(unnamed[:, None, None] & (ids == stop)[None, None, :])
 
   def flat(x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x if x.ndim > 1 else x[:, None], (b, w)).reshape(b * w)

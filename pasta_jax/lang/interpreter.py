@@ -80,7 +80,8 @@ def interpret(
 
   Args:
     next_id: draws the id of a thread; called once per running thread and step, and for the first id.
-    kind_of: kinds of an id, see grammar.token_kinds.
+    kind_of: kinds of an id, see grammar.token_kinds; of those that may end an answer, END for the ones that
+      end this.
     prompt_length: tokens of the prompt; the first id of the answer has this position.
     limit: ids to draw at most, over all threads.
     lanes: threads that can run at a time.
