@@ -177,15 +177,15 @@ class _Cutter:
     """Text of the main thread: joins the open chunks if it needs them."""
     text = self.answer[start:end]
     opened = self._open()
-    if not opened or not text.strip():
+    if not opened or not re.search(r"\w", text):
       return
-    hidden = "\n".join(self.answer[c.start : c.end] for c in opened)
-    shared = depends.words_from(text, hidden, self._seen(start))
-    if depends.says_farewell(text) and len(shared) < 2:
-      return
-    introduces = text.endswith(":") and not shared and not depends.takes_up(text)
-    if not introduces and re.search(r"\w", text):
-      self._join(start)
+    farewell = depends.says_farewell(text)
+    if farewell or (text.endswith(":") and not depends.takes_up(text)):
+      hidden = "\n".join(self.answer[c.start : c.end] for c in opened)
+      shared = depends.words_from(text, hidden, self._seen(start))
+      if len(shared) < (2 if farewell else 1):
+        return
+    self._join(start)
 
   def _join(self, at: int) -> None:
     if self._open() and self.options.joins == "back":
