@@ -86,11 +86,11 @@ def likes_marks(model) -> dict:
 
 
 def random_script(rng, controls, parts: int = 7, body: int = 40) -> Threads:
-  """A document of any shape: chunks that keep their promises, break them, and that no sync joins."""
+  """A document of any shape: a chunk or more, which keep their promises or break them, joined or not."""
   main: list[int] = list(rng.integers(0, 256, rng.integers(0, 6)))
   chunks = []
   opened = False
-  for _ in range(rng.integers(0, parts)):
+  for _ in range(rng.integers(1, parts)):
     if opened and rng.random() < 0.3:
       main.append(controls.sync)
       opened = False

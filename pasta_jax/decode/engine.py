@@ -54,6 +54,10 @@ class _Running:
     self.length += 1
     return self.answer.take(draw, self.stop_ids)
 
+  def logprob(self, value: Any) -> float:
+    """Of a draw; the device computes them for all rows where one wants them."""
+    return float(value) if self.request.logprobs else 0.0
+
   def ended(self) -> str | None:
     """Why the answer has ended, as far as the ids tell; an answer with marks ends when the device says so."""
     if self.answer.stopped:
@@ -283,7 +287,7 @@ class _Serving:
     """The draw after the prompt."""
     if self.programs.shapes.loop.keep_logits:
       running.logits.append(logits)
-    yield from self._take(running, [Draw(0, 1, 0, 0, int(drawn), float(logprob))])
+    yield from self._take(running, [Draw(0, 1, 0, 0, int(drawn), running.logprob(logprob))])
 
   def _admit(self, row: int, request: Request) -> tuple[_Running, tuple[Any, ...]]:
     engine = self.engine
@@ -297,7 +301,8 @@ class _Serving:
       request=request,
       prompt_tokens=len(prompt),
       limit=limit,
-      stop_ids=frozenset(stop_ids),
+      # With marks, what the grammar lets end an answer does: by its budget any may, named or not.
+      stop_ids=frozenset(stop_ids) | frozenset(engine.tokenizer.stop_ids if marks else ()),
       answer=Answer(engine.tokenizer, request, engine.tokenizer.controls if marks else None),
       marks=marks,
       started=started,
@@ -340,7 +345,7 @@ class _Serving:
       running.steps += 1
       draws = [
         Draw(running.steps, int(out.widths[i]), lane, int(thread), None if token == NO_ID else int(token),
-             float(logprob))
+             running.logprob(logprob))
         for lane, (thread, token, logprob) in enumerate(
           zip(out.threads[row, i], out.ids[row, i], out.logprobs[row, i], strict=True)
         )
