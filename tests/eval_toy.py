@@ -19,7 +19,7 @@ LORA = LoraConfig(rank=1, alpha=1.0, targets=("q",))
 
 @functools.cache
 def base_model():
-  return toy_model(marks=True)
+  return toy_model(marks=True, num_layers=1)
 
 
 def toy_adapter(marks: bool, seed: int = 0, **config) -> Adapter:
@@ -49,8 +49,8 @@ def toy_options(folder: Path, **changes) -> Options:
     "prompts": str(folder / "more.jsonl"),
     "output_dir": str(folder / "out"),
     "max_new_tokens": 48,
-    "max_len": 320,
-    "lanes": 4,
+    "max_len": 160,
+    "lanes": 2,
   }
   return Options(**(values | changes))
 

@@ -130,7 +130,7 @@ def _answer(who: str, row: Row) -> str:
   warnings = [] if row["finish_reason"] == "stop" else [f"ended by {row['finish_reason']}"]
   warnings += ["loops"] if row["loops"] else []
   warnings += [f"invalid: {p}" for p in row["problems"][:1]]
-  notes = escape(" · ".join(facts)) + "".join(f" <b class=warn>{escape(w)}</b>" for w in warnings)
+  notes = escape(" · ".join(facts)) + "".join(f" · <b class=warn>{escape(w)}</b>" for w in warnings)
   try:
     body = "".join(_parts(parse(row["annotated"]), row["position_error"]))
   except ParseError:
