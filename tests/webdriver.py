@@ -21,6 +21,33 @@ _FLAGS = (
 _HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the driver is on this machine
 KEYS = {"Right": "\ue014", "Left": "\ue012", "Down": "\ue015", "Up": "\ue013", "Tab": "\ue004"}
 
+# Text whose contrast with what lies behind it is below 4.5 (WCAG 2, AA).
+CONTRAST = """
+const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+function rgba(color) {
+  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+  const d = canvas.getImageData(0, 0, 1, 1).data; return [d[0], d[1], d[2], d[3] / 255];
+}
+function over(top, under) { return [0, 1, 2].map(i => top[i] * top[3] + under[i] * (1 - top[3])); }
+function behind(e) {
+  if (!e) { return [255, 255, 255]; }
+  return over(rgba(getComputedStyle(e).backgroundColor), behind(e.parentElement));
+}
+function light(c) {
+  const l = c.slice(0, 3).map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * l[0] + 0.7152 * l[1] + 0.0722 * l[2];
+}
+const poor = [];
+for (const e of document.querySelectorAll('body *')) {
+  if (!Array.from(e.childNodes).some(n => n.nodeType === 3 && n.data.trim())) { continue; }
+  if (e.closest('script')) { continue; }
+  const a = light(over(rgba(getComputedStyle(e).color), behind(e))), b = light(behind(e));
+  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  if (ratio < 4.5) { poor.push(e.outerHTML.slice(0, 60) + ' ' + ratio.toFixed(2)); }
+}
+return poor;
+"""
+
 
 class Browser:
   """A session of a browser; its pages have no network."""
