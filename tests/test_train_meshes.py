@@ -1,7 +1,6 @@
 """Training on meshes: eight devices give the loss of one, two processes too; any mesh resumes."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pasta_jax.model.adapter import load_adapter
 from pasta_jax.train.packing import Loader
 from tests.train_toy import losses, run, small, write_rows
 
@@ -41,15 +41,17 @@ def finish(process: subprocess.Popen) -> str:
   return out
 
 
-def settings(data: str, **changes):
-  return small(data, batch_rows=8, steps=4, save_every=2, eval_every=2, **changes)
+def all_parameters(data: str, **changes):
+  return small(data, batch_rows=8, steps=4, save_every=2, lora=False, holdout=0.0, **changes)
+
+
+def with_lora(data: str, **changes):
+  return small(data, batch_rows=8, steps=4, eval_every=2, **changes)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("one")
-  data = write_rows(folder / "rows.jsonl", 48)
-  return data, {lora: losses_of(folder / str(lora), settings(data, lora=lora)) for lora in (True, False)}
+def data(tmp_path_factory):
+  return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 48)
 
 
 def losses_of(folder, config):
@@ -58,48 +60,46 @@ def losses_of(folder, config):
 
 
 @pytest.mark.devices
-def test_three_meshes_of_eight_devices_give_the_losses_of_one_device_and_resume_each_other(whole, tmp_path):
-  data, expected = whole
-  seen = json.loads(finish(start(8, "meshes", data, tmp_path)).splitlines()[-1])
-  for mesh in MESHES:
-    for lora in (True, False):
-      assert seen[f"{mesh} {lora}"] == pytest.approx(expected[lora], rel=1e-5, abs=1e-5), (mesh, lora)
-  assert seen["moved"] == pytest.approx(expected[False], rel=1e-5, abs=1e-5)
+def test_three_meshes_of_eight_devices_give_the_losses_of_one_and_resume_each_other(data, tmp_path):
+  other = start(8, "meshes", data, tmp_path)
+  expected = losses_of(tmp_path / "one", all_parameters(data))
+  seen = json.loads(finish(other).splitlines()[-1])
+  assert seen["resumed"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+  assert seen["whole"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.devices
-def test_two_processes_train_the_run_of_one(whole, tmp_path):
-  data, expected = whole
+def test_two_processes_train_the_run_of_one(data, tmp_path):
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
-  processes = [start(2, "process", data, tmp_path / "run", port, n) for n in range(2)]
+  processes = [start(2, "process", data, tmp_path / "two", port, n) for n in range(2)]
+  expected = run(with_lora(data), tmp_path / "one").evaluation
   for out in [finish(p) for p in processes]:
     assert "4 devices" in out
-  assert losses(tmp_path / "run") == pytest.approx(expected[True], rel=1e-5, abs=1e-5)
-  assert (tmp_path / "run" / "adapter.npz").exists()
+  assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5, abs=1e-5)
+  ours = load_adapter(tmp_path / "two" / "adapter.npz")
+  assert ours.metadata["evaluation"] == pytest.approx(expected, rel=1e-4)
 
 
 def on_meshes(data: str, folder: Path) -> None:
-  seen = {}
-  for mesh in MESHES:
-    for lora in (True, False):
-      config = settings(data, mesh=mesh, lora=lora)
-      seen[f"{mesh} {lora}"] = losses_of(folder / f"{mesh}-{lora}".replace(":", ""), config)
-  # Two steps on one mesh, the rest on another.
-  config = settings(data, mesh=MESHES[0], lora=False)
   take = Loader.next
 
-  def stop(self):
-    if self.state.index == 2 or self.state.epoch:
+  def stop_after_two(self):
+    if (self.state.epoch, self.state.index) == (0, 2):
       raise InterruptedError
     return take(self)
 
-  Loader.next = stop  # type: ignore[method-assign]
+  # Two steps on one mesh and two on another; all on a third.
+  Loader.next = stop_after_two  # type: ignore[method-assign]
   with contextlib.suppress(InterruptedError):
-    run(config, folder / "moved")
+    run(all_parameters(data, mesh=MESHES[0]), folder / "resumed")
   Loader.next = take  # type: ignore[method-assign]
-  seen["moved"] = losses_of(folder / "moved", dataclasses.replace(config, mesh=MESHES[1]))
+  assert len(losses(folder / "resumed")) == 2 - 1  # the second step's were still on their way
+  seen = {
+    "resumed": losses_of(folder / "resumed", all_parameters(data, mesh=MESHES[1])),
+    "whole": losses_of(folder / "whole", all_parameters(data, mesh=MESHES[2])),
+  }
   print(json.dumps(seen))
 
 
@@ -108,12 +108,12 @@ def in_a_process(data: str, folder: Path, port: int, process: int) -> None:
 
   jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
   print(f"{jax.device_count()} devices")
-  run(settings(data, mesh="data:2,tensor:2"), folder)
+  run(with_lora(data, mesh="data:2,tensor:2"), folder)
 
 
 if __name__ == "__main__":
-  kind, data, folder, *rest = sys.argv[1:]
+  kind, rows, workdir, *rest = sys.argv[1:]
   if kind == "meshes":
-    on_meshes(data, Path(folder))
+    on_meshes(rows, Path(workdir))
   else:
-    in_a_process(data, Path(folder), *map(int, rest))
+    in_a_process(rows, Path(workdir), *map(int, rest))

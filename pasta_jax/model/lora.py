@@ -147,6 +147,7 @@ def merge(
       w = params[base]
       out[base] = jax.device_put(_merged(w, value, adapter[f"{base}.b"], lora.scale), w.sharding)
     elif part == "rows":
+      assert start is not None
       w = params[base]
       out[base] = jax.device_put(w.at[start : start + len(MARKS)].set(value.astype(w.dtype)), w.sharding)
   return out

@@ -85,7 +85,7 @@ def stack(params: Mapping[str, jax.Array], shardings: Mapping[str, Any]) -> dict
 
 def unstack(params: Mapping[str, Any]) -> dict[str, Any]:
   """Flat parameters from stacked ones, of NumPy or JAX arrays."""
-  out = {}
+  out: dict[str, Any] = {}
   for name, value in params.items():
     if name.startswith(_PREFIX):
       short = name.removeprefix(_PREFIX)
@@ -110,7 +110,7 @@ def hidden_states(
     wrap: applied to a layer as a function of (x, its parameters and flags): rematerialisation, shardings.
   """
   with jax.named_scope("embed"):
-    x = embed(cfg, params, ids)
+    x = embed(cfg, dict(params), ids)
   kinds = list(dict.fromkeys(cfg.rope_of(layer) for layer in range(cfg.num_layers)))
   ropes = [rope_angles(positions, rope_frequencies(cfg.head_dim, *kind)) for kind in kinds]
   which = np.array([kinds.index(cfg.rope_of(layer)) for layer in range(cfg.num_layers)])

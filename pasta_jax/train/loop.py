@@ -63,7 +63,7 @@ def train(config: Config, workdir: str) -> Outcome:
     # Where to begin.
     done = checkpoints.latest or 0
     if done:
-      run.state = None  # its memory is wanted
+      run.state = {}  # its memory is wanted
       run.state, host = checkpoints.restore(done, program.abstract_state())
       loader.state, watch.state = LoaderState(**host["loader"]), host["watch"]
       print(f"going on after step {done} of {program.steps}", file=sys.stderr)

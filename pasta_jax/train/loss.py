@@ -51,7 +51,7 @@ def cross_entropy(
     Scalar float32, and for each token `nll` (BxT float32, nats) and `best` (BxT int32, the likeliest id; 0
     where a gradient is computed), which have no gradient.
   """
-  piece = piece_length(*target.shape, tokens)
+  piece = piece_length(target.shape[0], target.shape[1], tokens)
   if isinstance(table, Patched):
     return _cross_entropy(cfg, vocab, piece, table.table, table.rows, table.start, hidden, target, weight)
   start = jnp.zeros((), jnp.int32)

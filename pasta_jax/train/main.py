@@ -35,7 +35,7 @@ def _run() -> None:
     import jax
 
     jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-  print(train(config, _WORKDIR.value).result)
+  print(train(config, str(_WORKDIR.value)).result)
 
 
 def _parse(argv: list[str]) -> list[str]:
