@@ -10,10 +10,9 @@ from tests.law import FAMILIES, SHORT, is_telling, keeps_the_law, law_requests, 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_quickly():
   """Leaves LLVM's optimisations out, which take longer than these programs run; XLA's own are the usual."""
-  before = jax.config.jax_disable_most_optimizations
   jax.config.update("jax_disable_most_optimizations", True)
   yield
-  jax.config.update("jax_disable_most_optimizations", before)
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
