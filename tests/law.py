@@ -1,6 +1,7 @@
 """What the tests of the law share: models that split their answers, requests of every kind, the teacher."""
 
 import collections
+import contextlib
 import functools
 
 import jax
@@ -39,6 +40,22 @@ LONG = {"prompt": 50, "tokens": 140, "parts": 5, "body": 20}
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(cfg, params, ids, position, mask):
   return transformer.forward(cfg, params, ids, position, mask)[0]
+
+
+@contextlib.contextmanager
+def compiled_quickly():
+  """Leaves LLVM's optimisations out, which take longer than these programs run; XLA's own are the usual."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  try:
+    yield
+  finally:
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def family_model(name: str):
+  """`split_model` of a family, made once."""
+  return split_model(FAMILIES[name])
 
 
 def teacher(model, result) -> np.ndarray:

@@ -28,19 +28,20 @@ def main() -> None:
 
   from pasta_jax.decode.engine import Engine
   from pasta_jax.model.sharding import make_mesh, param_shardings
-  from tests.law import FAMILIES, SHORT, law_requests, split_model, teacher
+  from tests.law import SHORT, compiled_quickly, family_model, law_requests, teacher
 
   assert jax.device_count() == 8
   for family, axes in MESHES.items():
     # The rows of the embedding are a multiple of what the mesh may split them into, or stay whole.
-    model = split_model(FAMILIES[family])
+    model = family_model(family)
     mesh = make_mesh(axes)
     shardings = param_shardings(model.config, mesh)
     params = {name: jax.device_put(x, shardings[name]) for name, x in model.params.items()}
     split = dataclasses.replace(model, params=params)
-    engine = Engine(
-      split, batch_size=4, max_len=128, segment=8, lanes=2, chunks=8, mesh=mesh, keep_logits=True
-    )
+    with compiled_quickly():
+      engine = Engine(
+        split, batch_size=4, max_len=128, segment=8, lanes=2, chunks=8, mesh=mesh, keep_logits=True
+      )
     cache = engine.programs.new_state().cache.k[0]
     assert len({str(s.index) for s in cache.addressable_shards}) > 1, "the cache is split"
     results = engine.generate(law_requests(model.tokenizer.controls, 2, 20, **SHORT))

@@ -14,7 +14,7 @@ from pasta_jax.decode.requests import Request, RequestError, Sampling
 from pasta_jax.lang.document import problems as document_problems
 from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.threads import Threads, problems
-from tests.law import FAMILIES, LONG, SHORT, is_telling, keeps_the_law, law_requests, split_model
+from tests.law import LONG, SHORT, compiled_quickly, family_model, is_telling, keeps_the_law, law_requests
 from tests.toy import ByteTokenizer, toy_model
 
 CONTROLS = ByteTokenizer(marks=True).controls
@@ -22,7 +22,7 @@ CONTROLS = ByteTokenizer(marks=True).controls
 
 @pytest.fixture(scope="module")
 def model():
-  return split_model(FAMILIES["gemma3"])
+  return family_model("gemma3")
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,10 @@ def test_a_result_is_the_same_alone_in_any_batch_at_any_width_and_in_any_order(m
   assert reasons[False, "stop", False] > 0
   assert reasons[True, "stop", False] > 0
   for batch, lanes, segment in ((1, 8, 5), (3, 2, 8)):
-    other = Engine(
-      model, batch_size=batch, max_len=192, segment=segment, lanes=lanes, chunks=8, keep_logits=True
-    )
+    with compiled_quickly():
+      other = Engine(
+        model, batch_size=batch, max_len=192, segment=segment, lanes=lanes, chunks=8, keep_logits=True
+      )
     order = np.random.default_rng(lanes).permutation(len(requests))
     for place, result in zip(order, other.generate([requests[i] for i in order]), strict=True):
       same_result(expected[place], result)
