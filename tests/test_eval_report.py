@@ -169,6 +169,7 @@ def test_every_key_of_the_json_is_documented(figures):
 def test_a_json_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path):
   check_json_path("")
   check_json_path(str(tmp_path / "out.json"))
+  check_json_path(str(tmp_path / "folder" / "out.json"), str(tmp_path / "folder"))
   with pytest.raises(ValueError, match="is a folder"):
     check_json_path(str(tmp_path))
   with pytest.raises(ValueError, match="make it first"):

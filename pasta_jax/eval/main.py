@@ -64,7 +64,7 @@ def _run() -> None:
   from pasta_jax.eval.suite_options import Options
   from pasta_jax.eval.suite_store import write_whole
 
-  check_json_path(values["json"])
+  check_json_path(values["json"], values["output_dir"])
   options = Options(**{f.name: values[f.name] for f in dataclasses.fields(Options)})
   started = time.perf_counter()
   figures = suite_stage1.run(options, lambda line: print(line, file=sys.stderr, flush=True))

@@ -11,10 +11,15 @@ from pasta_jax.eval.suite_models import WHO
 _NAME, _CELL = 34, 27
 
 
-def check_json_path(path: str) -> None:
-  """Raises ValueError where the figures could not be written, before anything is measured."""
+def check_json_path(path: str, made: str = "") -> None:
+  """Raises ValueError where the figures could not be written, before anything is measured.
+
+  Args:
+    made: a folder that will be there by then.
+  """
   file = pathlib.Path(path)
-  if path and (file.is_dir() or not file.parent.is_dir()):
+  there = file.parent.is_dir() or (made and file.parent == pathlib.Path(made))
+  if path and (file.is_dir() or not there):
     what = "is a folder" if file.is_dir() else f"{file.parent} is no folder; make it first"
     raise ValueError(f"--json {path}: {what}")
 

@@ -100,7 +100,8 @@ class _Suite:
 
       def answer(numbers: Sequence[int], p: PromptSet = p) -> Iterator[tuple[int, Row]]:
         engine = self._models.engine(who, o.batch_size, o.lanes if who == "pasta" else 1)
-        suite_answers.check_prompts(engine, p)
+        for every in self._sets:
+          suite_answers.check_prompts(engine, every)
         settings = {"max_new_tokens": o.max_new_tokens, **o.scheme}
         return suite_answers.answer(engine, p.items, numbers, **settings)
 

@@ -7,11 +7,13 @@ answers.twin.held_out.jsonl.partial   interrupted; see decode/journal.py
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pasta_jax.decode.journal import OutputError, open_journal, partial_path
+from pasta_jax.decode.progress import Progress
 
 Row = dict[str, Any]
 # From the numbers of rows that are not there yet to those rows, in any order.
@@ -60,6 +62,8 @@ class Store:
   def rows(self, name: str, count: int, compute: Compute) -> list[Row]:
     """The rows 0 to `count` - 1 of a file; those that are not there yet are computed and kept one by one.
 
+    A progress bar counts what the rows have under "tokens".
+
     Raises:
       OutputError: what is there cannot be read, or not written.
     """
@@ -70,8 +74,12 @@ class Store:
     journal = open_journal(path, self._run, resume=True)
     try:
       missing = [n for n in range(count) if n not in journal.rows]
-      for number, row in compute(missing) if missing else ():
-        journal.add(number, row)
+      tokens, started = 0, time.perf_counter()
+      with Progress(count, len(journal.rows)) as bar:
+        for number, row in compute(missing) if missing else ():
+          journal.add(number, row)
+          tokens += row.get("tokens", 0)
+          bar(tokens / (time.perf_counter() - started))
     except KeyboardInterrupt as e:
       e.args = (f"{len(journal.rows)} of {count} rows are kept in {journal.partial}; go on with --resume",)
       raise

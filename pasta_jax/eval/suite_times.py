@@ -38,8 +38,9 @@ def measure_times(
     settings: fields of `Request`: fork and positions.
 
   Yields:
-    (number, row): for each of the three above `seconds` (from the prompt to the end) and `decode_seconds`
-    (from the first token on); what has no tokens, or does not fit the engine as a script, is left out.
+    (number, row): `tokens` (that were decoded in all), and for each of the three above `seconds` (from the
+    prompt to the end) and `decode_seconds` (from the first token on); what has no tokens, or does not fit the
+    engine as a script, is left out.
   """
   warm = False
   for n in numbers:
@@ -49,11 +50,12 @@ def measure_times(
       "same_text": (sequential, Threads(tuple(text)), False),
       "twin": (sequential, threads_of(answers["twin"][n]), False),
     }
-    row: Row = {"id": items[n].id}
+    row: Row = {"id": items[n].id, "tokens": 0}
     for turn in range(repeats + (not warm)):
       for name, (engine, script, marks) in runs.items():
         request = Request(items[n].prompt, script=script, marks=marks, **(settings if marks else {}))
         seconds = _seconds(engine, request)
+        row["tokens"] += len(script.main) + sum(map(len, script.chunks)) if seconds else 0
         if seconds and (turn or warm):
           row[name] = {k: min(v, row.get(name, {}).get(k, v)) for k, v in seconds.items()}
     warm = True
