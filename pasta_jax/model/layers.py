@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from pasta_jax.model.adapted import Adapted
 from pasta_jax.model.config import ModelConfig, RopeScaling
 from pasta_jax.model.packed import Packed
+
+LINEAR = "linear"  # the name by which training's rematerialisation knows what a linear map gives
 
 
 def linear(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
@@ -29,13 +32,17 @@ def linear(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
   Returns:
     BxTx(out...), in the dtype of x.
   """
+  return checkpoint_name(_product(x, w, inputs), LINEAR)
+
+
+def _product(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
   if isinstance(w, Packed):
     y = jax.lax.dot_general(
       x.reshape(-1, w.w.shape[0]), w.w, (((1,), (0,)), ((), ())), preferred_element_type=x.dtype
     )
     return y.reshape(*x.shape[: x.ndim - inputs], *w.outputs)
   if isinstance(w, Adapted):
-    return linear(x, w.w, inputs) + linear(linear(x, w.a, inputs), w.b)
+    return _product(x, w.w, inputs) + _product(_product(x, w.a, inputs), w.b)
   lead, in_shape = x.shape[: x.ndim - inputs], w.shape[w.ndim - inputs :]
   out_shape = w.shape[: w.ndim - inputs]
 

@@ -52,7 +52,7 @@ class Config:
     class_weights: factor on the loss of each class of target.
     fork, positions, fixed: see docs/design.md, section 4.
     attention: path of training attention, see train/attention.py.
-    remat: what the backward pass computes again: "none", "dots" (all but matrix products), "full".
+    remat: what the backward pass computes again: "none", "dots" (all but linear maps), "full".
     logits_tokens: tokens whose logits exist at a time, over the whole batch.
     dtype: of the computation; weights that are trained are float32 in any case. "auto": float32 on CPU,
       else bfloat16.

@@ -24,7 +24,8 @@ from pasta_jax.train.rows import Row
 
 Batch = dict[str, np.ndarray]
 
-_OPEN_ROWS = 64  # rows that are filled at a time; more pack tighter and mix documents less
+_WINDOW = 512  # documents that are sorted by length
+_OPEN_ROWS = 256  # rows that are filled at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,21 +111,26 @@ def lay_out_all(
 
 
 def pack(rooms: Sequence[int], length: int) -> list[list[int]]:
-  """First fit: indices of the documents of each packed row, taking documents in the given order.
+  """Best fit: indices of the documents of each packed row.
 
-  A row is closed when `_OPEN_ROWS` younger ones are open; rows come in the order in which they were opened.
+  Documents are taken by windows, in the given order, in a window the longest first; each goes where it
+  leaves the least room. Rows that are no longer among the youngest are closed.
   """
   rows: list[list[int]] = []
   free: list[int] = []
-  for index, room in enumerate(rooms):
-    first = max(0, len(rows) - _OPEN_ROWS)
-    at = next((n for n in range(first, len(rows)) if free[n] >= room), None)
-    if at is None:
-      at = len(rows)
-      rows.append([])
-      free.append(length)
-    rows[at].append(index)
-    free[at] -= room
+  for start in range(0, len(rooms), _WINDOW):
+    window = range(start, min(start + _WINDOW, len(rooms)))
+    for index in sorted(window, key=lambda i: -rooms[i]):
+      room = rooms[index]
+      fits = [n for n in range(max(0, len(rows) - _OPEN_ROWS), len(rows)) if free[n] >= room]
+      if fits:
+        at = min(fits, key=free.__getitem__)
+      else:
+        at = len(rows)
+        rows.append([])
+        free.append(length)
+      rows[at].append(index)
+      free[at] -= room
   return rows
 
 

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from pasta_jax.lang.sequence import NO_TARGET
 from pasta_jax.model.config import ModelConfig
+from pasta_jax.model.layers import LINEAR
 from pasta_jax.model.lora import LoraConfig, adapted, adapter_table
 from pasta_jax.model.params import ParamSpec, param_table
 from pasta_jax.model.sharding import named_sharding, partition_spec, replicated
@@ -276,6 +277,6 @@ def _remat(policy: str, layer: Any) -> Any:
   if policy == "none":
     return layer
   if policy == "dots":
-    saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    saveable = jax.checkpoint_policies.save_only_these_names(LINEAR)
     return jax.checkpoint(layer, policy=saveable, prevent_cse=False)  # a scan keeps the passes apart
   return jax.checkpoint(layer, prevent_cse=False)
