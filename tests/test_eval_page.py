@@ -130,7 +130,7 @@ def test_answers_read_as_they_were_written_with_their_marks_beside(opened):
   tags = chrome.run(
     "return Array.from(document.querySelectorAll('article:first-of-type .pasta .tag'), e => e.textContent)"
   )
-  assert tags == ['1 a <b> "c · 13 of 20', "2 next · 3 of 10"]
+  assert tags == ['1 a <b&gt; "c · 13 of 20', "2 next · 3 of 10"]
   assert chrome.run("return document.querySelectorAll('.pasta .syncmark').length") == 1
   assert chrome.run("return document.querySelectorAll('details .chunk').length") == 4  # of the references
   notes = chrome.run("return Array.from(document.querySelectorAll('.warn'), e => e.textContent)")

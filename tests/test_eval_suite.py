@@ -60,7 +60,7 @@ def finished(tmp_path_factory):
       run(options, said.append)
     partial = folder / "out" / "answers.twin.held_out.jsonl.partial"
     before = [entry["output"] for entry in read(partial)[1:]]
-    figures = run(dataclasses.replace(options, resume=True, batch_size=2), said.append)
+    figures = run(dataclasses.replace(options, resume=True), said.append)
   finally:
     suite_answers.answer_row = made
   return Finished(options, figures, folder / "out", before, answered, said)
@@ -132,7 +132,7 @@ def test_a_folder_of_another_run_is_not_mixed_up(finished, changes, what):
 
 
 def test_a_prompt_that_does_not_fit_is_told_before_any_is_answered(tmp_path):
-  options = toy_options(tmp_path, max_len=32, prompts="")
+  options = toy_options(tmp_path, prompts="")
   long = next(p for p in (c * 500 for c in "abcdefghijklmnopqrstuvwxyz") if is_held_out(p, 0.25))
   (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": long, "document": "y"}) + "\n")
   with pytest.raises(ValueError, match=r"rows\.jsonl, prompt 1: the prompt has 500 tokens") as e:
@@ -158,6 +158,12 @@ def test_settings_that_differ_from_the_training_are_noted(tmp_path):
   notes = Models(dataclasses.replace(options, model="other")).notes
   assert any("--positions=max" in note for note in notes)
   assert sum("was trained on toy, --model is other" in note for note in notes) == 2
+
+
+def test_the_batch_may_change_when_a_run_goes_on(tmp_path):
+  options = toy_options(tmp_path)
+  assert dataclasses.replace(options, batch_size=8, resume=True, output_dir="other").run == options.run
+  assert dataclasses.replace(options, lanes=3).run != options.run
 
 
 @pytest.mark.parametrize(
