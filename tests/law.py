@@ -62,8 +62,10 @@ def teacher(model, result) -> np.ndarray:
   """The logits of every draw of a result, in order of drawing, from one forward."""
   request, parallel = result.request, result.parallel
   lengths = [len(c) for c in request.script.chunks] if request.positions == "oracle" else None
+  # A model has several ids to end with, and a request may have more.
+  end = next(d.token for d in reversed(parallel.draws) if d.thread == 0)
   sequence = training_sequence(
-    request.prompt, parallel.threads, model.tokenizer.controls, model.tokenizer.stop_ids[0],
+    request.prompt, parallel.threads, model.tokenizer.controls, end,
     fork=request.fork, positions=request.positions, fixed=request.fixed, true_lengths=lengths,
   )  # fmt: skip
   size = -(-len(sequence) // 128) * 128
