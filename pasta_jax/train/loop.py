@@ -110,6 +110,8 @@ def train(config: Config, workdir: str) -> Outcome:
         if to_evaluate:
           evaluation = evaluate(batches, eval_run(run), run.controls)
           recorder.evaluation(step, evaluation)
+          if config.lora and not last:
+            save_result(run, folder, step, evaluation)  # to try while the run goes on
         if to_evaluate or to_save or stopping:
           save(step, evaluation if to_evaluate else None)
         if stopping and not last:
@@ -120,7 +122,7 @@ def train(config: Config, workdir: str) -> Outcome:
 
     # The end.
     checkpoints.wait()
-    result = save_result(run, folder, evaluation)
+    result = save_result(run, folder, program.steps, evaluation)
     write_report(folder, config, evaluation)
   return Outcome(program.steps, evaluation, result)
 
@@ -171,15 +173,15 @@ def describe(run: Run) -> None:
   )
 
 
-def save_result(run: Run, folder: Path, evaluation: dict[str, float]) -> Path:
-  """The adapter's file, or with all parameters trained the model's folder."""
+def save_result(run: Run, folder: Path, step: int, evaluation: dict[str, float]) -> Path:
+  """The adapter's file, or with all parameters trained the model's folder, after `step` steps."""
   config = run.config
   if not config.lora:
     tokenizer = run.tokenizer if hasattr(run.tokenizer, "save") else None
     params = unstack(run.state["params"])
     return save_checkpoint(folder / MODEL, run.program.model, params, tokenizer, overwrite=True)
   arrays = unstack(jax.device_get(run.program.replicate(run.state["params"])))
-  metadata = {"config": config.as_dict(), "steps": run.program.steps, "evaluation": evaluation}
+  metadata = {"config": config.as_dict(), "steps": step, "evaluation": evaluation}
   adapter = Adapter(arrays, config.lora_config, run.controls is not None, config.model, metadata)
   path = folder / ADAPTER
   return save_adapter(path, adapter) if jax.process_index() == 0 else path
