@@ -176,7 +176,7 @@ def run_on_device(loop, state, scores):
   kinds = jnp.asarray(KINDS, jnp.int32)
   b = jnp.arange(scores.shape[0])[:, None]
 
-  def model(cache, lanes, at):
+  def model(cache, lanes, at, among=None):
     slots = jax.tree.map(
       lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, at)), cache.slots, lanes.slots()
     )
@@ -186,6 +186,7 @@ def run_on_device(loop, state, scores):
     # The main thread's first draw followed the prompt; a chunk's follows its `<async>`.
     index = jnp.where(lanes.thread == 0, fed, fed - 1)
     logits = scores[b, lanes.thread, index % INDICES]
+    logits = logits if among is None else among.rows(logits)
     return logits, dataclasses.replace(cache, slots=slots, k=(seen,))
 
   _, first = plan(state.rows, CONTROLS, 1)
@@ -232,9 +233,14 @@ def same_sight(program: Program, run, threads: Threads, out, positions, seen, ro
   assert (positions[row, slots] == sequence.position[at]).all()
 
 
+# Of four lanes, steps of their own for few lanes over all requests.
 loops = {
-  lanes: step.Loop(STEPS, widths, CONTROLS, stop_ids=STOPS)
-  for lanes, widths in ((1, (1,)), (2, (1, 2)), (4, (1, 2, 4)))
+  lanes: step.Loop(STEPS, widths, CONTROLS, stop_ids=STOPS, rows=rows)
+  for lanes, widths, rows in (
+    (1, (1,), ()),
+    (2, (1, 2), ()),
+    (4, (1, 2, 4), ((), (BATCH,), (BATCH // 2, 2 * BATCH))),
+  )
 }
 
 

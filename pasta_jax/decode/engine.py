@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from pasta_jax.decode.admission import check_script, make_admission
 from pasta_jax.decode.answer import Answer, Draw
 from pasta_jax.decode.parallel import Parallel
-from pasta_jax.decode.programs import Programs, Shapes, fit_slots, piece_sizes, step_widths
+from pasta_jax.decode.programs import Programs, Shapes, fit_slots, piece_sizes, step_rows, step_widths
 from pasta_jax.decode.requests import Event, LaneEvent, Request, RequestError, Result
 from pasta_jax.decode.state import NO_ID
 from pasta_jax.decode.step import Loop, Outputs
@@ -154,9 +154,11 @@ class Engine:
         raise ValueError("several lanes need a model with ids for the marks: pass it through with_marks()")
       if not self.tokenizer.stop_ids:
         raise ValueError("several lanes need a model with an id that ends an answer")
+      widths = step_widths(lanes, platform)
       loop = Loop(
-        segment, step_widths(lanes, platform), controls, keep_logits, tuple(self.tokenizer.stop_ids)
-      )
+        segment, widths, controls, keep_logits, tuple(self.tokenizer.stop_ids),
+        step_rows(widths, batch_size, platform),
+      )  # fmt: skip
       threads = chunks + 1
       # A segment fits beside the longest request after compaction, whatever its lanes; `<async>` ids too.
       room = segment * loop.width + chunks

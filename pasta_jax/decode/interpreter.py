@@ -116,8 +116,8 @@ def _runs(rows: Rows, controls: ControlIds, width: int) -> tuple[jax.Array, jax.
 
 
 def lanes_needed(rows: Rows, controls: ControlIds, width: int) -> jax.Array:
-  """Lanes that the next step of the request with most threads would fill, had it any number; scalar int32."""
-  return jnp.max(jnp.sum(_runs(rows, controls, width)[0], axis=1, dtype=jnp.int32))
+  """Lanes that the next step of each request would fill, had it any number; B int32."""
+  return jnp.sum(_runs(rows, controls, width)[0], axis=1, dtype=jnp.int32)
 
 
 def join_slots(slots: Slots, step: Step) -> Slots:

@@ -62,3 +62,37 @@ def lane_mask(lanes: Lanes, slots: Slots) -> jax.Array:
     slots.time[:, None, :],
     slots.visible_at[:, None, :],
   )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+  """The live lanes of a step side by side, for matrix products that need not know whose they are.
+
+      request 0   main  chunk 1  chunk 2  .        take   0 1 2 4 8 9 .
+      request 1   main  .        .        .        place  0 1 2 0 3 0 0 0 4 5 0 0
+      request 2   main  chunk 1  .        .
+
+  Attributes:
+    take: R int32, the lanes in the order of `lane + width * request`, live ones first.
+    place: B*W int32, where each lane is among them; 0 for lanes that are not live.
+  """
+
+  take: jax.Array
+  place: jax.Array
+
+  def rows(self, x: jax.Array) -> jax.Array:
+    """BxWx... -> 1xRx..."""
+    return x.reshape(-1, *x.shape[2:]).at[self.take].get(mode="promise_in_bounds")[None]
+
+  def lanes(self, x: jax.Array, batch: int) -> jax.Array:
+    """1xRx... -> BxWx...; a lane that is not live gets what another has."""
+    width = self.place.shape[0] // batch
+    return x[0].at[self.place].get(mode="promise_in_bounds").reshape(batch, width, *x.shape[2:])
+
+
+def gather_live(live: jax.Array, rows: int) -> Gathered:
+  """Puts live lanes (BxW bool, at most `rows` of them) side by side."""
+  flat = live.reshape(-1)
+  place = jnp.where(flat, jnp.cumsum(flat, dtype=jnp.int32) - 1, 0)
+  return Gathered(take=jnp.argsort(~flat, stable=True)[:rows].astype(jnp.int32), place=place)

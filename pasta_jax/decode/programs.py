@@ -62,6 +62,17 @@ def step_widths(lanes: int, platform: str) -> tuple[int, ...]:
   return tuple(widths)
 
 
+def step_rows(widths: tuple[int, ...], batch: int, platform: str) -> tuple[tuple[int, ...], ...]:
+  """For each width, how many lanes over all requests get steps of their own; see step.Loop.
+
+  Where one request runs eight threads, the others mostly run fewer. A CPU pays for every row of a product;
+  an accelerator reads the weights in the same time for all of them.
+  """
+  if platform != "cpu" or batch == 1:
+    return ()
+  return tuple(tuple(r * batch for r in (2, 4) if 2 * r <= w) for w in widths)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shapes:
   """What the programs are compiled for.

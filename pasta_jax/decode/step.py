@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from pasta_jax.decode import interpreter, sequential
 from pasta_jax.decode.interpreter import Step
-from pasta_jax.decode.lanes import Lanes, lane_mask, main_lanes
+from pasta_jax.decode.lanes import Gathered, Lanes, gather_live, lane_mask, main_lanes
 from pasta_jax.decode.sampling import sample
 from pasta_jax.decode.state import NO_ID, Admission, Rows, State, Threads
 from pasta_jax.lang.grammar import Phase
@@ -23,8 +23,9 @@ from pasta_jax.model.cache import NO_THREAD, Cache, compact, dead_slots
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.params import Params
 
-# (cache, lanes BxW, first slot to write) -> logits BxWxV float32, the cache with the lanes in it
-Model = Callable[[Cache, Lanes, jax.Array], tuple[jax.Array, Cache]]
+# (cache, lanes BxW, first slot to write) -> logits BxWxV float32, the cache with the lanes in it; with live lanes
+# gathered as a fourth argument, 1xRxV.
+Model = Callable[..., tuple[jax.Array, Cache]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Loop:
     controls: ids of the marks; None: no request of this loop may have marks, and `widths` is (1,).
     keep_logits: hand out the logits of every lane and step, for tests and analysis.
     stop_ids: the model's own ids that end an answer, of which a request may name some only.
+    rows: for each width, ascending numbers of lanes over all requests that get steps of their own, with so
+      many rows in matrix products; beyond the last of them all lanes are computed. Empty: none.
   """
 
   steps: int
@@ -44,11 +47,18 @@ class Loop:
   controls: ControlIds | None = None
   keep_logits: bool = False
   stop_ids: tuple[int, ...] = ()
+  rows: tuple[tuple[int, ...], ...] = ()
 
   @property
   def width(self) -> int:
     """The widest step."""
     return self.widths[-1]
+
+  @property
+  def shapes(self) -> tuple[tuple[int, int | None], ...]:
+    """The compiled steps in the order in which they are tried: width, and rows where they are limited."""
+    rows = self.rows or ((),) * len(self.widths)
+    return tuple((w, r) for w, limits in zip(self.widths, rows, strict=True) for r in (*limits, None))
 
 
 @jax.tree_util.register_dataclass
@@ -88,6 +98,7 @@ def forward_lanes(
   lengths: Sequence[int],
   row: jax.Array | None = None,
   least_rows: int = 1,
+  among: Gathered | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Runs lanes through the model, writing their keys and values into T slots from `at` on.
 
@@ -98,9 +109,10 @@ def forward_lanes(
     lengths: attended lengths to choose from, ascending, the last the number of slots.
     row: scalar int32, the one row of the cache that the lanes belong to; None: lanes are rows.
     least_rows: rows that matrix products shall have; tokens are padded up to that.
+    among: compute these lanes only, but for attention; not together with `least_rows`.
 
   Returns:
-    Hidden states BxTxD, T being padded, and the cache with the lanes in it.
+    Hidden states BxTxD, T being padded, or 1xRxD of gathered lanes; and the cache with the lanes in it.
   """
   b, t = lanes.ids.shape
   padding = max(-(-least_rows // b) - t, 0)
@@ -121,18 +133,25 @@ def forward_lanes(
   which = jnp.sum(jnp.asarray(lengths[:-1], jnp.int32) < at + t, dtype=jnp.int32)
   ks, vs = list(cache.k), list(cache.v)
 
-  def padded(x: jax.Array) -> jax.Array:
+  def rows_of(x: jax.Array) -> jax.Array:
+    """From lanes to rows of matrix products ..."""
+    if among is not None:
+      return among.rows(x)
     return jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2)) if padding else x
 
+  def lanes_of(x: jax.Array) -> jax.Array:
+    """... and back."""
+    return x[:, :t] if among is None else among.lanes(x, b)
+
   def attention(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    q, k, v = q[:, :t], k[:, :t], v[:, :t]
+    q, k, v = lanes_of(q), lanes_of(k), lanes_of(v)
     with jax.named_scope("cache_write"):
       ks[layer] = jax.lax.dynamic_update_slice(ks[layer], k.swapaxes(1, 2), (first, zero, at, zero))
       vs[layer] = jax.lax.dynamic_update_slice(vs[layer], v.swapaxes(1, 2), (first, zero, at, zero))
     seen = local if cfg.is_local(layer) else mask
-    return padded(attend_prefix(cfg, q, own(ks[layer]), own(vs[layer]), seen, lengths, which))
+    return rows_of(attend_prefix(cfg, q, own(ks[layer]), own(vs[layer]), seen, lengths, which))
 
-  hidden = transformer.hidden_states(cfg, params, padded(lanes.ids), padded(lanes.position), attention)
+  hidden = transformer.hidden_states(cfg, params, rows_of(lanes.ids), rows_of(lanes.position), attention)
   return hidden, Cache(k=tuple(ks), v=tuple(vs), slots=slots)
 
 
@@ -143,15 +162,17 @@ def lane_logits(
   cache: Cache,
   lanes: Lanes,
   at: jax.Array,
+  among: Gathered | None = None,
   least_rows: int = 1,
 ) -> tuple[jax.Array, Cache]:
   """The logits of every lane, and the cache with the lanes in it; a `Model` once the rest is bound.
 
   Args:
-    least_rows: see forward_lanes.
+    among, least_rows: see forward_lanes.
   """
-  hidden, cache = forward_lanes(cfg, params, cache, lanes, at, lengths, least_rows=least_rows)
-  return transformer.logits(cfg, params, hidden)[:, : lanes.ids.shape[1]], cache
+  hidden, cache = forward_lanes(cfg, params, cache, lanes, at, lengths, None, least_rows, among)
+  logits = transformer.logits(cfg, params, hidden)
+  return logits if among is not None else logits[:, : lanes.ids.shape[1]], cache
 
 
 def _plan(loop: Loop, rows: Rows) -> tuple[Rows, Step]:
@@ -161,40 +182,47 @@ def _plan(loop: Loop, rows: Rows) -> tuple[Rows, Step]:
 
 
 def _draw(
-  loop: Loop, rows: Rows, step: Step, kinds: jax.Array, logits: jax.Array
+  loop: Loop, rows: Rows, step: Step, kinds: jax.Array, logits: jax.Array, among: Gathered | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """Draws an id per lane; ids and log-probabilities, BxW each.
 
   Args:
     step: of W lanes.
     kinds: V int32, of every id.
-    logits: BxWxV.
+    logits: BxWxV, or 1xRxV of gathered lanes.
+    among: those lanes.
   """
-  b, w, v = logits.shape
+  b, w = step.lanes.ids.shape
+  v = logits.shape[-1]
   if loop.controls is None:
     may, index = sequential.allowed_kinds(rows), rows.threads.index
   else:
     may = interpreter.allowed_kinds(rows, step, loop.controls)
     index = interpreter.draw_indices(rows, step)
-  allowed = (kinds[None, None, :] & may[:, :, None]) != 0
+
+  def flat(x: jax.Array) -> jax.Array:
+    """B or BxW -> N, the rows of the logits."""
+    x = jnp.broadcast_to(x if x.ndim > 1 else x[:, None], (b, w))
+    return x.reshape(b * w) if among is None else among.rows(x)[0]
+
+  def lanes(x: jax.Array) -> jax.Array:
+    return x.reshape(b, w) if among is None else among.lanes(x[None], b)
+
+  allowed = (kinds[None, :] & flat(may)[:, None]) != 0
   if loop.controls is not None and len(loop.stop_ids) > 1:
     ids = jnp.arange(v, dtype=jnp.int32)
     for stop, unnamed in zip(loop.stop_ids, interpreter.unnamed(rows, loop.stop_ids), strict=True):
-      allowed &= ~(unnamed[:, None, None] & (ids == stop)[None, None, :])
-
-  def flat(x: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(x if x.ndim > 1 else x[:, None], (b, w)).reshape(b * w)
-
+      allowed &= ~(flat(unnamed)[:, None] & (ids == stop)[None, :])
   with jax.named_scope("sample"):
-    ids, logprobs = sample(
-      logits.reshape(b * w, v),
+    drawn, logprobs = sample(
+      logits.reshape(-1, v),
       jax.tree.map(flat, rows.sampling),
       flat(step.lanes.thread),
       flat(index),
       flat(step.lanes.live),
-      allowed.reshape(b * w, v),
+      allowed,
     )
-  return interpreter.scripted(rows, step, ids.reshape(b, w)), logprobs.reshape(b, w)
+  return interpreter.scripted(rows, step, lanes(drawn)), lanes(logprobs)
 
 
 def _apply(loop: Loop, rows: Rows, step: Step, drawn: jax.Array, kinds: jax.Array) -> tuple[Rows, jax.Array]:
@@ -311,8 +339,9 @@ def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[S
   )  # fmt: skip
   vocab = kinds.shape[0] if loop.keep_logits else 0
 
-  def body(w: int, carry):
-    """One step in which no request runs more than w threads; draws are padded to `width`."""
+  def body(w: int, limit: int | None, carry):
+    """One step in which no request runs more than w threads, and all together not more than `limit`; draws
+    are padded to `width`."""
     i, state, out = carry
     rows, step = _plan(loop, state.rows)
     cache = state.cache
@@ -321,8 +350,10 @@ def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[S
     narrow = dataclasses.replace(
       step, lanes=jax.tree.map(lambda x: x[:, :w], step.lanes), who=step.who[:, :w]
     )
-    logits, cache = model(cache, narrow.lanes, state.cursor)
-    drawn, logprobs = _draw(loop, rows, narrow, kinds, logits)
+    among = None if limit is None else gather_live(narrow.lanes.live, limit)
+    logits, cache = model(cache, narrow.lanes, state.cursor, *(() if among is None else (among,)))
+    drawn, logprobs = _draw(loop, rows, narrow, kinds, logits, among)
+    logits = logits[:, :, :vocab] if among is None else among.lanes(logits[:, :, :vocab], batch)
 
     def pad(x: jax.Array) -> jax.Array:
       return jnp.pad(x, ((0, 0), (0, width - w)) + ((0, 0),) * (x.ndim - 2))
@@ -337,7 +368,7 @@ def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[S
       ids=write(out.ids, drawn),
       threads=write(out.threads, jnp.where(step.lanes.live, step.lanes.thread, NO_THREAD)),
       logprobs=write(out.logprobs, pad(logprobs)),
-      logits=write(out.logits, pad(logits[:, :, :vocab])),
+      logits=write(out.logits, pad(logits)),
       widths=jax.lax.dynamic_update_slice(out.widths, jnp.full((1,), w, jnp.int32), (i,)),
     )
     return i + 1, State(cache=cache, cursor=state.cursor + w, rows=rows), out
@@ -346,19 +377,23 @@ def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[S
     i, state, _ = carry
     return (i < steps) & (state.cursor + width <= num_slots) & jnp.any(state.rows.active)
 
-  def at_width(n: int, carry):
-    """Whether there is a next step, and `widths[n]` is the smallest width that fits it."""
-    assert loop.controls is not None  # one width has no choice
+  def at_shape(n: int, carry):
+    """Whether there is a next step, and `loop.shapes[n]` is the first that fits it."""
+    assert loop.controls is not None  # one shape has no choice
     need = interpreter.lanes_needed(carry[1].rows, loop.controls, width)
-    fits = need <= loop.widths[n] if n + 1 < len(loop.widths) else True
-    least = need > loop.widths[n - 1] if n else True
-    return more(carry) & fits & least
+    most, total = jnp.max(need), jnp.sum(jnp.minimum(need, width))
+    this = jnp.bool_(True)
+    for m, (w, limit) in enumerate(loop.shapes[: n + 1]):
+      fits = most <= w if w < width else jnp.bool_(True)
+      fits = fits if limit is None else fits & (total <= limit)
+      this = this & (fits if m == n else ~fits)
+    return more(carry) & this
 
   def bodies(carry):
-    # A loop per width, rather than a choice of branches: XLA updates a loop's carry in place, but copies the
+    # A loop per shape, rather than a choice of branches: XLA updates a loop's carry in place, but copies the
     # whole cache in and out of a branch.
-    for n, w in enumerate(loop.widths):
-      carry = jax.lax.while_loop(partial(at_width, n), partial(body, w), carry)
+    for n, shape in enumerate(loop.shapes):
+      carry = jax.lax.while_loop(partial(at_shape, n), partial(body, *shape), carry)
     return carry
 
   out = Outputs(
@@ -372,9 +407,9 @@ def segment(loop: Loop, model: Model, kinds: jax.Array, state: State) -> tuple[S
     active=state.rows.active,
     logits=jnp.zeros((batch, steps, width, vocab), jnp.float32),
   )
-  once = len(loop.widths) == 1
+  once = len(loop.shapes) == 1
   carry = (jnp.int32(0), state, out)
-  i, state, out = jax.lax.while_loop(more, partial(body, width) if once else bodies, carry)
+  i, state, out = jax.lax.while_loop(more, partial(body, width, None) if once else bodies, carry)
   out = dataclasses.replace(out, steps=i, cursor=state.cursor, left=state.rows.left, active=state.rows.active)
   return state, out
 
