@@ -66,9 +66,11 @@ def text_nll(model: Any, sequences: Sequence[Sequence_]) -> Iterator[tuple[int, 
 
 def _batch_of(sequences: Sequence[Sequence_], order: Sequence[int], at: int) -> tuple[int, int]:
   """Tokens of a row and rows of the batch that starts at `order[at]`."""
+  left = len(order) - at
   rows = max(1, TOKENS // _round(len(sequences[order[at]])))
-  longest = len(sequences[order[min(at + rows, len(order)) - 1]])
-  return _round(longest), max(1, TOKENS // _round(longest))
+  size = _round(len(sequences[order[at + min(rows, left) - 1]]))
+  few = 1 << (left - 1).bit_length()  # a last batch of fewer rows, of which there are few sizes too
+  return size, min(max(1, TOKENS // size), few)
 
 
 def _round(length: int) -> int:
