@@ -42,7 +42,7 @@ flags.DEFINE_integer("timed", 0, "Prompts of each set that are timed, a sample; 
 flags.DEFINE_integer("repeats", 1, "How often each is timed; the fastest counts.", lower_bound=1)
 flags.DEFINE_string("dtype", "auto", "float32, bfloat16, or auto: float32 on CPU, else bfloat16.")
 flags.DEFINE_string(
-  "output_dir", "eval_stage1", "Answers, one JSONL file per model and set, and answers.html."
+  "output_dir", "runs/eval_stage1", "Answers, one JSONL file per model and set, and answers.html."
 )
 flags.DEFINE_string("json", "", "Write the figures here.")
 flags.DEFINE_bool("resume", False, "Go on with the run in --output_dir.")
