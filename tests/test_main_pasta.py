@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from pasta_jax.decode.journal import OutputError
+from pasta_jax.decode.journal import Journal, OutputError
 from pasta_jax.decode.launch import answer_file, answer_prompt
 from pasta_jax.decode.options import Options
 from pasta_jax.lang.grammar import Limits
@@ -82,22 +82,24 @@ def test_rows_with_documents_are_decoded_in_lanes_and_tell_their_figures(toy, tm
 )
 def test_a_run_is_resumed_with_the_same_settings_only(toy, tmp_path, change, monkeypatch):
   source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-  source.write_text(json.dumps({"prompt": "a", "document": "Hi."}) + "\n")
+  source.write_text(2 * (json.dumps({"prompt": "a", "document": "Hi."}) + "\n"))
   options = dataclasses.replace(
     toy, prompt="", prompts_file=str(source), output_file=str(out), script="document", resume=True
   )
+  add = Journal.add
 
-  def interrupted(options):
+  def interrupted(journal, *row):
+    add(journal, *row)
     raise KeyboardInterrupt
 
   with monkeypatch.context() as m:
-    m.setattr("pasta_jax.decode.launch.make_engine", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    m.setattr(Journal, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"1 of 2 rows.*--resume"):
       answer_file(options)
   with pytest.raises(OutputError, match="run with another " + next(iter(change)).replace("limits", "chunks")):
     answer_file(dataclasses.replace(options, **change))
   answer_file(options)
-  assert read(out)[0]["text"] == "Hi."
+  assert [row["text"] for row in read(out)] == ["Hi.", "Hi."]
 
 
 def test_oracle_positions_take_the_lengths_of_the_script(toy, tmp_path, capsys):
