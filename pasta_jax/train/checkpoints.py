@@ -10,6 +10,7 @@ killed run left half-written is removed by the next. Restoring takes the shardin
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,9 @@ class Checkpoints:
         BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False),
       ]
     )
-    self._last_metrics: dict[str, float] | None = None
+    self._logger = logging.getLogger("absl")
+    self._level = self._logger.level
+    self._logger.setLevel(logging.WARNING)  # Orbax tells of every file, from threads of its own
     with self._errors("cannot be opened"):
       self._manager = ocp.CheckpointManager(
         self.folder,
@@ -75,6 +78,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
       finally:
         self._manager.close()
+        self._logger.setLevel(self._level)
 
   @contextlib.contextmanager
   def _errors(self, what: str) -> Iterator[None]:
