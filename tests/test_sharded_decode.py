@@ -27,7 +27,7 @@ def main() -> None:
   from pasta_jax.model.cache import cache_shardings
   from pasta_jax.model.sharding import make_mesh, named_sharding, param_shardings
   from pasta_jax.model.weights import LoadedModel
-  from tests.test_law import law_requests, split_model, teacher
+  from tests.law import law_requests, split_model, teacher
   from tests.test_models import TOLERANCE, logits_of
   from tests.toy import teacher_logits, toy_model
   from tests.weights_files import CONFIGS
