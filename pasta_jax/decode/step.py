@@ -23,8 +23,8 @@ from pasta_jax.model.cache import NO_THREAD, Cache, compact, dead_slots
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.params import Params
 
-# (cache, lanes BxW, first slot to write) -> logits BxWxV float32, the cache with the lanes in it; with the live
-# lanes gathered, a fourth argument, 1xRxV.
+# (cache, lanes BxW, first slot to write) -> logits BxWxV float32, the cache with the lanes in it. Given the
+# live lanes gathered as a fourth argument, the logits are 1xRxV.
 Model = Callable[..., tuple[jax.Array, Cache]]
 
 
