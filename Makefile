@@ -7,7 +7,7 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-PROMPT ?= Name three ways to travel from Paris to Rome, with one sentence about each.
+PROMPT ?= What is gravity?
 
 .PHONY: demo test lint types pytest speed clean check-python
 

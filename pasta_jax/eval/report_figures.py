@@ -77,9 +77,9 @@ def _split_figures(prompts: PromptSet, rows: Sequence[Row]) -> Figures:
     "chunks_where_split": estimate(mean, _column(split_rows, "chunks")),
     "rounds_where_split": estimate(mean, _column(split_rows, "rounds")),
     "position_error": {
-      "mean": estimate(ratio, [e.sum() for e in errors], counts),
-      "absolute": estimate(ratio, [np.abs(e).sum() for e in errors], counts),
-      "within_10": estimate(ratio, [(np.abs(e) <= CLOSE).sum() for e in errors], counts),
+      "mean": estimate(ratio, [float(e.sum()) for e in errors], counts),
+      "absolute": estimate(ratio, [float(np.abs(e).sum()) for e in errors], counts),
+      "within_10": estimate(ratio, [float((np.abs(e) <= CLOSE).sum()) for e in errors], counts),
     },
   }
 
