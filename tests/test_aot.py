@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pasta_jax.decode import programs, step
+from pasta_jax.decode import forward, programs
 from pasta_jax.decode.lanes import main_lanes
 from pasta_jax.eval import aot_hlo, aot_target
 from pasta_jax.model.cache import empty_cache
@@ -191,7 +191,7 @@ def test_rows_that_pad_a_product_change_nothing(batch):
   def both(params, cache, lanes):
     at = jnp.int32(3)
     return [
-      step.lane_logits(model.config, params, (32,), cache, lanes, at, least_rows=n)
+      forward.lane_logits(model.config, params, (32,), cache, lanes, at, least_rows=n)
       for n in (1, programs.least_rows("tpu"))
     ]
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pasta_jax.decode import interpreter, step
+from pasta_jax.decode import forward, interpreter, step
 from pasta_jax.decode.admission import make_admission
 from pasta_jax.decode.lanes import main_lanes
 from pasta_jax.decode.programs import Shapes
@@ -151,7 +151,7 @@ def decode(cfg, steps, tokens, params) -> jax.Array:
   for row, (prompt, _) in enumerate(DOCUMENTS):
     time = jnp.arange(len(prompt), dtype=jnp.int32)[None]
     lanes = main_lanes(row * TOKENS + time, time, time >= 0)
-    _, cache = step.forward_lanes(cfg, params, cache, lanes, jnp.int32(0), (SLOTS,), jnp.int32(row))
+    _, cache = forward.forward_lanes(cfg, params, cache, lanes, jnp.int32(0), (SLOTS,), jnp.int32(row))
     at = max(at, len(prompt))
 
   def body(carry, now):
@@ -159,7 +159,7 @@ def decode(cfg, steps, tokens, params) -> jax.Array:
     one, ids = now
     cache = dataclasses.replace(cache, slots=interpreter.join_slots(cache.slots, one))
     lanes = dataclasses.replace(one.lanes, ids=jnp.maximum(ids, 0))
-    logits, cache = step.lane_logits(cfg, params, (32, SLOTS), cache, lanes, at)
+    logits, cache = forward.lane_logits(cfg, params, (32, SLOTS), cache, lanes, at)
     return (cache, at + LANES), scalars(cfg, logits)
 
   stacked = jax.tree.map(lambda *x: jnp.stack(x), *steps)

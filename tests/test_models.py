@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pasta_jax.decode.engine import Engine
+from pasta_jax.decode.forward import forward_lanes, lane_logits
 from pasta_jax.decode.lanes import main_lanes
 from pasta_jax.decode.programs import plan_pieces
 from pasta_jax.decode.requests import Request
-from pasta_jax.decode.step import forward_lanes, lane_logits
 from pasta_jax.lang.threads import Threads
 from pasta_jax.model import transformer
 from pasta_jax.model.attention import attend

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pasta_jax.decode import step
+from pasta_jax.decode.forward import lane_logits
 from pasta_jax.decode.sampling import SamplingRows
 from pasta_jax.decode.state import (
   MAX_STOP_IDS,
@@ -215,7 +216,7 @@ class Lowering:
 
   def _segment(self, params: Any, kinds: Any, state: Any) -> tuple[State, step.Outputs]:
     least = self._least_rows
-    model = partial(step.lane_logits, self._cfg, params, self._shapes.prefixes, least_rows=least)
+    model = partial(lane_logits, self._cfg, params, self._shapes.prefixes, least_rows=least)
     return step.segment(self._shapes.loop, model, kinds, state)
 
   def _lower_prefill(self, size: int, params: Any, kinds: Any, state: Any) -> Any:

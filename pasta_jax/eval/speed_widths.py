@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pasta_jax.decode import step
+from pasta_jax.decode.forward import lane_logits
 from pasta_jax.decode.interpreter import plan
 from pasta_jax.decode.programs import Shapes, compiler_options
 from pasta_jax.decode.state import MAX_STOP_IDS, NO_ID, State, empty_state
@@ -88,7 +89,7 @@ def step_program(engine: Any, width: int, slots: int, requests: int = 1) -> tupl
   lengths = lengths_to(slots)
 
   def run(params: Any, kinds: Any, state: State) -> tuple[State, step.Outputs]:
-    return step.segment(loop, partial(step.lane_logits, engine.config, params, lengths), kinds, state)
+    return step.segment(loop, partial(lane_logits, engine.config, params, lengths), kinds, state)
 
   state = running_state(engine, width, 1, slots, requests)
   return _compiled(run, engine, state), state
@@ -117,7 +118,7 @@ def model_program(engine: Any, width: int, slots: int) -> Callable:
         visible_at=jnp.where(lanes.thread == 0, lanes.time + i * (width + 1), lanes.visible_at),
         horizon=jnp.where(lanes.thread == 0, lanes.time + i * (width + 1), lanes.horizon),
       )
-      logits, cache = step.lane_logits(engine.config, params, lengths, cache, now, cursor)
+      logits, cache = lane_logits(engine.config, params, lengths, cache, now, cursor)
       return cache, cursor + width, jnp.maximum(kept, jnp.max(logits))
 
     cache, cursor, kept = jax.lax.fori_loop(
