@@ -69,10 +69,13 @@ class Recorder:
   def __enter__(self) -> "Recorder":
     return self
 
-  def __exit__(self, *_: Any) -> None:
+  def __exit__(self, kind: Any, *_: Any) -> None:
     self._progress.close()
     for sink in (self._file, self._board):
-      if sink is not None:
+      if sink is None:
+        continue
+      # What ends a run is told, rather than that its last lines did not fit on the same full disk either.
+      with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
         sink.close()
 
   def step(self, step: int, line: dict[str, float], tokens: float) -> None:

@@ -182,12 +182,19 @@ async def annotate_rows(
         told = time.monotonic()
         print(f"[{done} of {len(rows)} rows, {len(failed)} without a verdict]", file=sys.stderr)
 
+  asyncio.get_running_loop().set_exception_handler(_unless_stopped)
   try:
     async with asyncio.TaskGroup() as group:
       for _ in range(min(concurrency, len(rows))):
         group.create_task(work())
   except BaseExceptionGroup as e:
     raise e.exceptions[0] from None
+
+
+def _unless_stopped(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+  """Reports what went wrong in a task, but for the signal that stopped the run: it is told in one line."""
+  if not isinstance(context.get("exception"), KeyboardInterrupt):
+    loop.default_exception_handler(context)
 
 
 def _entry(row: PairRow, result: Annotation | Rejection, name: str) -> dict[str, Any]:
