@@ -20,10 +20,14 @@ def _installed(*modules: str) -> bool:
   return all(importlib.util.find_spec(m) is not None for m in modules)
 
 
-def hf_ms(cfg: ModelConfig, params: dict[str, Any], prompt: list[int], new_tokens: int) -> float | None:
-  """Milliseconds per token of `generate` after the first, greedy; None where torch is not installed.
+def hf_model(cfg: ModelConfig, params: dict[str, Any], **settings: Any) -> Any:
+  """The model in transformers, float32 on CPU; None where torch is not installed, or for another family.
 
-  Only the llama family is mapped; None for the others.
+  Only the llama family is mapped.
+
+  Args:
+    params: as in model/params.py, or packed.
+    settings: further ones of its configuration.
   """
   if not _installed("torch", "transformers") or cfg.family != "llama" or cfg.rope_scaling is not None:
     return None
@@ -44,19 +48,28 @@ def hf_ms(cfg: ModelConfig, params: dict[str, Any], prompt: list[int], new_token
     max_position_embeddings=cfg.max_len,
     tie_word_embeddings=cfg.tied_embeddings,
     attention_bias=False,
-    eos_token_id=None,
-    bos_token_id=None,
-    pad_token_id=0,
+    **settings,
   )
   with torch.device("meta"):
     model = transformers.LlamaForCausalLM(config)
-  model = model.to_empty(device="cpu").float().eval()
+  model = model.to_empty(device="cpu").float()
   model.model.rotary_emb = type(model.model.rotary_emb)(config)
   if any(isinstance(value, Packed) for value in params.values()):
     params = unpack(cfg, params)
   state = {name: torch.from_numpy(np.array(value)) for name, value in _hf_names(cfg, params)}
   model.load_state_dict(state, strict=False)
   model.tie_weights()
+  return model
+
+
+def hf_ms(cfg: ModelConfig, params: dict[str, Any], prompt: list[int], new_tokens: int) -> float | None:
+  """Milliseconds per token of `generate` after the first, greedy; None where there is no `hf_model`."""
+  model = hf_model(cfg, params, eos_token_id=None, bos_token_id=None, pad_token_id=0)
+  if model is None:
+    return None
+  import torch
+
+  model.eval()
   ids = torch.tensor([prompt])
 
   def seconds(n: int) -> float:

@@ -77,38 +77,18 @@ def torch_tokens_per_second(model: str, batches: list[dict[str, np.ndarray]]) ->
 
   None where torch or transformers is not installed, or the model is of another family than llama.
   """
-  from pasta_jax.eval.speed_peers import _hf_names, _installed
+  from pasta_jax.eval.speed_peers import hf_model
   from pasta_jax.model.weights import load_model
 
   loaded = load_model(model)
   cfg = loaded.config
-  if not _installed("torch", "transformers") or cfg.family != "llama" or cfg.rope_scaling is not None:
+  net = hf_model(cfg, loaded.params, use_cache=False, attn_implementation="sdpa")
+  if net is None:
     return None
   import torch
-  import transformers
 
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
-  config = transformers.LlamaConfig(
-    vocab_size=cfg.vocab_size,
-    hidden_size=cfg.d_model,
-    intermediate_size=cfg.d_ff,
-    num_hidden_layers=cfg.num_layers,
-    num_attention_heads=cfg.num_heads,
-    num_key_value_heads=cfg.num_kv_heads,
-    head_dim=cfg.head_dim,
-    rms_norm_eps=cfg.norm_eps,
-    rope_theta=cfg.rope_theta,
-    max_position_embeddings=cfg.max_len,
-    tie_word_embeddings=cfg.tied_embeddings,
-    attention_bias=False,
-    use_cache=False,
-    attn_implementation="sdpa",
-  )
-  net = transformers.LlamaForCausalLM(config).float().train()
-  state = {name: torch.from_numpy(np.array(value)) for name, value in _hf_names(cfg, loaded.params)}
-  net.load_state_dict(state, strict=False)
-  net.tie_weights()
-  del loaded, state
+  net.train()
+  del loaded
   optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, weight_decay=0.0, fused=True)
   seconds = []
   for batch in batches:
