@@ -18,6 +18,8 @@ if TYPE_CHECKING:
   from pasta_jax.lang.grammar import Limits
   from pasta_jax.lang.parse import ParseError, parse
   from pasta_jax.lang.repair import repair
+  from pasta_jax.model.adapter import with_adapter
+  from pasta_jax.model.bundled import find_adapter
   from pasta_jax.model.config import ModelConfig
   from pasta_jax.model.marks import with_marks
   from pasta_jax.model.presets import preset
@@ -38,12 +40,14 @@ _PUBLIC = {
   "Result": "decode.requests",
   "Sampling": "decode.requests",
   "WeightsError": "model.weights",
+  "find_adapter": "model.bundled",
   "load_model": "model.weights",
   "make_mesh": "model.sharding",
   "parse": "lang.parse",
   "preset": "model.presets",
   "repair": "lang.repair",
   "save_checkpoint": "model.weights",
+  "with_adapter": "model.adapter",
   "with_marks": "model.marks",
 }
 
@@ -60,12 +64,14 @@ __all__ = [
   "Result",
   "Sampling",
   "WeightsError",
+  "find_adapter",
   "load_model",
   "make_mesh",
   "parse",
   "preset",
   "repair",
   "save_checkpoint",
+  "with_adapter",
   "with_marks",
 ]
 

@@ -9,14 +9,19 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
+from pasta_jax.decode import launch
 from pasta_jax.decode.journal import Journal, OutputError
 from pasta_jax.decode.launch import answer_file, answer_prompt
 from pasta_jax.decode.options import Options
 from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.parse import parse
+from pasta_jax.model.adapter import save_adapter, with_adapter
+from pasta_jax.model.errors import WeightsError
 from pasta_jax.model.weights import LoadedModel
+from tests.eval_toy import base_model, toy_adapter
 from tests.scripted import DOCUMENT, lanes_engine
 
 ADDED = {
@@ -130,7 +135,6 @@ def test_a_free_answer_may_split_within_its_limits(toy, tmp_path, capsys):
 
 
 def test_marks_get_ids_of_their_own_for_lanes_and_none_for_the_sequential_mode(monkeypatch):
-  from pasta_jax.decode import launch
   from tests.toy import ByteTokenizer
 
   made = {}
@@ -164,6 +168,68 @@ def test_marks_get_ids_of_their_own_for_lanes_and_none_for_the_sequential_mode(m
 def test_settings_that_mean_nothing_are_refused_before_a_model_is_loaded(settings, message):
   with pytest.raises(ValueError, match=message):
     Options(**{"model": "toy", "prompt": "x", "mode": "pasta", **settings})
+
+
+@pytest.fixture
+def adapters(tmp_path):
+  """Files of an adapter with marks and of a twin."""
+  return {
+    name: str(save_adapter(tmp_path / f"{name}.npz", toy_adapter(name == "marked")))
+    for name in ("marked", "twin")
+  }
+
+
+def test_an_adapter_with_marks_answers_in_lanes_unless_told_otherwise(adapters, monkeypatch, capsys):
+  made: dict = {}
+  monkeypatch.setattr(launch, "load_model", lambda *a, **kw: base_model())
+  monkeypatch.setattr(launch, "Engine", lambda m, **kw: made.update(kw, model=m))
+  for name, mode, lanes in (("marked", "auto", 8), ("marked", "sequential", 1), ("twin", "auto", 1)):
+    options = Options(model="toy", prompt="x", adapter=adapters[name], mode=mode)
+    assert options.pasta == (lanes > 1)
+    launch.make_engine(options)
+    assert made["lanes"] == lanes
+    expected = with_adapter(base_model(), adapters[name])
+    for key, value in expected.params.items():
+      np.testing.assert_array_equal(made["model"].params[key], value)
+  assert capsys.readouterr().err == ""
+  launch.make_engine(Options(model="other", prompt="x", adapter=adapters["marked"], positions="none"))
+  err = capsys.readouterr().err
+  assert "was trained on toy, --model is other" in err
+  assert "was trained with --positions=pred10" in err
+
+
+def test_adapters_that_cannot_do_what_is_asked_are_refused_before_a_model_is_loaded(adapters, tmp_path):
+  with pytest.raises(ValueError, match=r"twin\.npz was not trained on marks"):
+    Options(model="toy", prompt="x", adapter=adapters["twin"], mode="pasta")
+  with pytest.raises(ValueError, match="--fork means something with --mode=pasta only"):
+    Options(model="toy", prompt="x", adapter=adapters["twin"], fork="grouped")
+  with pytest.raises(WeightsError, match="no such file"):
+    Options(model="toy", prompt="x", adapter=str(tmp_path / "none.npz"))
+  with pytest.raises(WeightsError, match="no such file"):
+    launch.make_engine(
+      Options(model="/nowhere", prompt="x", adapter=str(tmp_path / "none.npz"), mode="sequential")
+    )
+  with pytest.raises(WeightsError, match="comes with the package for toy"):
+    Options(model="toy", prompt="x", adapter="pasta")
+
+
+def test_rows_of_another_adapter_are_no_start_to_resume_from(toy, adapters, tmp_path, monkeypatch):
+  source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  source.write_text(2 * (json.dumps({"prompt": "a", "document": "Hi."}) + "\n"))
+  settings = {"prompt": "", "prompts_file": str(source), "output_file": str(out), "script": "document"}
+  options = dataclasses.replace(toy, adapter=adapters["marked"], resume=True, **settings)
+  add = Journal.add
+
+  def interrupted(journal, *row):
+    add(journal, *row)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as m:
+    m.setattr(Journal, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      answer_file(options)
+  with pytest.raises(OutputError, match="run with another adapter"):
+    answer_file(dataclasses.replace(toy, resume=True, **settings))
 
 
 def test_a_script_that_is_none_costs_one_line(toy, tmp_path):
@@ -208,7 +274,7 @@ def test_flags_are_options_and_the_old_spellings_of_stream_hold():
   assert out.returncode == 0, out.stderr
   got = [json.loads(line) for line in out.stdout.splitlines()]
   assert [g["stream"] for g in got] == ["text", "text", "none", "lanes", "text"]
-  assert [g["mode"] for g in got] == ["sequential"] * 4 + ["pasta"]
+  assert [g["mode"] for g in got] == ["auto"] * 4 + ["pasta"]
   last = got[-1]
   assert (last["fork"], last["sampling"]["temperature"], last["stop"]) == ("grouped", 0.5, ["a", "b"])
   assert (last["limits"]["chunks"], last["limits"]["round_chunks"]) == (4, 3)

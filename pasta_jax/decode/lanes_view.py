@@ -170,13 +170,13 @@ class LanesView:
       else:
         text.append(visible_text(part))
     state = "waits for its chunks" if self.board.waits else "ended" if self.board.ended else ""
-    return _panel(console, text, width, height, Text("main", style="bold"), state, "white")
+    return draw_panel(console, text, width, height, Text("main", style="bold"), state, "white")
 
   def _chunk(self, console: Console, panel: LanePanel, width: int, height: int) -> Panel:
     title = Text(f"{panel.number} {visible_text(panel.topic)}", style=f"bold {panel.color}")
     below = f"{panel.state} {panel.ids}/{panel.promised}"
     text = Text(visible_text(panel.text), style="dim" if panel.state == "done" else "")
-    return _panel(console, text, width, height, title, below, panel.color)
+    return draw_panel(console, text, width, height, title, below, panel.color)
 
   def _footer(self, hidden: int) -> Text:
     b = self.board
@@ -198,7 +198,7 @@ def _fit(panels: list[LanePanel], count: int) -> list[LanePanel]:
   return [p for p in panels if p.number in chosen]
 
 
-def _panel(
+def draw_panel(
   console: Console, text: Text, width: int, height: int, title: Text, below: str, color: str
 ) -> Panel:
   """A panel with the last lines of a text that it has room for."""

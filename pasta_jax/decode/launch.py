@@ -13,22 +13,28 @@ from pasta_jax.decode.requests import Request, RequestError, Result
 from pasta_jax.decode.rows import InputRow, answer_rows, check_input, file_digest
 from pasta_jax.decode.script import read_script, script_of
 from pasta_jax.decode.show import show
+from pasta_jax.model.adapter import Adapter, load_adapter, with_adapter
 from pasta_jax.model.marks import with_marks
 from pasta_jax.model.sharding import make_mesh
 from pasta_jax.model.weights import load_model
 
 # What the rows of an output depend on.
 _SETTINGS = (
-  "model", "system", "max_new_tokens", "stop", "chat", "logprobs", "mode", "lanes", "fork", "positions",
+  "model", "system", "max_new_tokens", "stop", "chat", "logprobs", "lanes", "fork", "positions",
   "fixed", "script",
 )  # fmt: skip
 
 
 def make_engine(options: Options) -> Engine:
+  adapter = load_adapter(options.adapter_file) if options.adapter_file else None
   mesh = make_mesh(options.mesh)
   model = load_model(options.model, dtype=resolve_dtype(options.dtype), mesh=mesh)
   if model.tokenizer is None:
     raise ValueError(f"--model {options.model} has no tokenizer, so it cannot answer a prompt")
+  if adapter is not None:
+    for note in notes(options, adapter):
+      print(note, file=sys.stderr)
+    model = with_adapter(model, adapter)
   if options.pasta:
     model = with_marks(model)
   return Engine(
@@ -41,6 +47,20 @@ def make_engine(options: Options) -> Engine:
     chunks=options.limits.chunks,
     take=True,
   )
+
+
+def notes(options: Options, adapter: Adapter) -> list[str]:
+  """What the user should know of an adapter, line by line."""
+  out = []
+  if adapter.model != options.model:
+    out.append(
+      f"note: --adapter {options.adapter} was trained on {adapter.model}, --model is {options.model}"
+    )
+  trained = adapter.metadata.get("config", {})
+  for key in ("fork", "positions") if options.pasta and not options.script else ():
+    if trained.get(key, getattr(options, key)) != getattr(options, key):
+      out.append(f"note: --adapter {options.adapter} was trained with --{key}={trained[key]}")
+  return out
 
 
 def run(options: Options) -> None:
@@ -128,7 +148,9 @@ def speed_line(result: Result) -> str:
 def answer_file(options: Options) -> None:
   """Answers `options.prompts_file` row by row into `options.output_file`."""
   rows = check_input(options.prompts_file)
-  run_settings: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS}
+  run_settings: dict[str, Any] = {"mode": "pasta" if options.pasta else "sequential"}
+  run_settings["adapter"] = file_digest(options.adapter_file) if options.adapter_file else ""
+  run_settings |= {name: getattr(options, name) for name in _SETTINGS}
   run_settings["stop"] = list(options.stop)
   run_settings |= dataclasses.asdict(options.sampling) | dataclasses.asdict(options.limits)
   run_settings["prompts_file"] = file_digest(options.prompts_file)

@@ -22,6 +22,12 @@ flags.DEFINE_string(
   "A preset whose weights come as a package (smollm2-135m, gemma3-270m), a path (GGUF file, Hugging Face"
   " folder, checkpoint of ours, Gemma's Orbax folder), hf:owner/name, or random:PRESET.",
 )
+flags.DEFINE_string(
+  "adapter",
+  "",
+  "What fine-tuning changed: pasta or twin, which come with the package for smollm2-135m (the twin has"
+  " learned the same answers without marks), or an .npz file that train.main wrote.",
+)
 flags.DEFINE_string("prompt", "", "One prompt; the answer goes to standard output.")
 flags.DEFINE_string("system", "", "A system message put before every prompt.")
 flags.DEFINE_string(
@@ -48,7 +54,12 @@ flags.DEFINE_bool("logprobs", False, "Write each token's log-probability into th
 flags.DEFINE_string("dtype", "auto", "float32, bfloat16, or auto: float32 on CPU, else bfloat16.")
 flags.DEFINE_string("mesh", "", "Devices to use, e.g. data:1,tensor:4; default: one device.")
 flags.DEFINE_integer("segment", 16, "Steps between two looks of the host.", lower_bound=1)
-flags.DEFINE_string("mode", "sequential", "pasta: the answer may split into parallel lanes; or sequential.")
+flags.DEFINE_string(
+  "mode",
+  "auto",
+  "pasta: the answer may split into parallel lanes; sequential; auto: pasta where --adapter was trained on"
+  " marks, else sequential.",
+)
 flags.DEFINE_integer("lanes", 8, "Threads of an answer that run at a time.", lower_bound=1)
 flags.DEFINE_string("fork", "eager", "A chunk starts when its promise closes (eager) or its round is promised"
                     " (grouped).")  # fmt: skip

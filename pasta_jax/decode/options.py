@@ -1,6 +1,7 @@
 """What a launch is asked for: the flags of `decode.main` as one checked dataclass."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,11 @@ from pasta_jax.decode.requests import Request, Sampling, nearest
 from pasta_jax.decode.trace_file import check_trace_path
 from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.threads import Threads
+from pasta_jax.model.adapter import adapter_has_marks
+from pasta_jax.model.bundled import find_adapter
 
 DTYPES = ("auto", "float32", "bfloat16")
-MODES = ("sequential", "pasta")
+MODES = ("auto", "sequential", "pasta")
 STREAMS = ("text", "lanes", "none")
 
 
@@ -26,6 +29,7 @@ class Options:
   """
 
   model: str
+  adapter: str = ""
   prompt: str = ""
   system: str = ""
   prompts_file: str = ""
@@ -42,7 +46,7 @@ class Options:
   dtype: str = "auto"
   mesh: str = ""
   segment: int = 16
-  mode: str = "sequential"
+  mode: str = "auto"
   lanes: int = 8
   fork: str = "eager"
   positions: str = "pred10"
@@ -75,6 +79,10 @@ class Options:
     )  # fmt: skip
 
   def _check_mode(self) -> None:
+    if self.mode == "pasta" and self.adapter_file and not self._adapter_marks:
+      raise ValueError(
+        f"--adapter {self.adapter} was not trained on marks: it answers with --mode=sequential"
+      )
     if self.pasta:
       if self.lanes < 2:
         raise ValueError("--mode=pasta needs at least 2 --lanes; --mode=sequential has one")
@@ -87,7 +95,16 @@ class Options:
   @property
   def pasta(self) -> bool:
     """Whether answers may have marks."""
-    return self.mode == "pasta"
+    return self.mode == "pasta" or (self.mode == "auto" and self._adapter_marks)
+
+  @functools.cached_property
+  def adapter_file(self) -> str:
+    """Where the adapter is; empty without one."""
+    return find_adapter(self.adapter, self.model)
+
+  @functools.cached_property
+  def _adapter_marks(self) -> bool:
+    return bool(self.adapter_file) and adapter_has_marks(self.adapter_file)
 
 
 # Fields that the sequential mode makes no use of, and the flags that set them.

@@ -17,8 +17,10 @@ _SUITES = ("stage1",)
 
 flags.DEFINE_string("suite", "stage1", "What is measured: stage1.")
 flags.DEFINE_string("model", "smollm2-135m", "The unmodified instruct model, as in decode.main.")
-flags.DEFINE_string("adapter", "", "PASTA's adapter (.npz), or the folder of a model trained in full.")
-flags.DEFINE_string("twin", "", "The twin's.")
+flags.DEFINE_string(
+  "adapter", "pasta", "PASTA's: pasta (comes with the package), an .npz file, or a folder trained in full."
+)
+flags.DEFINE_string("twin", "twin", "The twin's.")
 flags.DEFINE_string(
   "heldout", "data/seed.jsonl", 'Rows {"prompt", "document"}; those that training holds out are asked.'
 )
@@ -63,8 +65,11 @@ def _run() -> None:
   from pasta_jax.eval.report_figures import to_json
   from pasta_jax.eval.suite_options import Options
   from pasta_jax.eval.suite_store import write_whole
+  from pasta_jax.model.bundled import find_adapter
 
   check_json_path(values["json"], values["output_dir"])
+  for name in ("adapter", "twin"):
+    values[name] = find_adapter(values[name], values["model"])
   options = Options(**{f.name: values[f.name] for f in dataclasses.fields(Options)})
   started = time.perf_counter()
   figures = suite_stage1.run(options, lambda line: print(line, file=sys.stderr, flush=True))

@@ -9,9 +9,9 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from pasta_jax.model.lora import LoraConfig, adapter_table, first_mark, merge
 from pasta_jax.model.marks import with_marks
 
 _FORMAT = "pasta_jax adapter 1"
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +93,10 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
   Raises:
     WeightsError: no such file, damaged, or something else.
   """
-  path = Path(path)
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      stored = {name: file[name] for name in file.files}
-    meta = json.loads(stored.pop("meta").tobytes())
-    if meta["format"] != _FORMAT:
-      raise WeightsError(f"{path}: has the format {meta['format']!r}, this version reads {_FORMAT!r}")
+
+  def take(file: Any) -> Adapter:
+    meta = _meta(Path(path), file)
+    stored = {name: file[name] for name in file.files if name != "meta"}
     lora = LoraConfig(**meta["lora"])
     arrays = {
       name: x.astype(np.float32) * _spread(stored[f"{name}.scale"], _rank_axis(name, x), x.ndim)
@@ -108,12 +106,37 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
       if not name.endswith(".scale")
     }
     return Adapter(arrays, lora, bool(meta["marks"]), str(meta["model"]), dict(meta["metadata"]))
+
+  return _read(Path(path), take)
+
+
+def _meta(path: Path, file: Any) -> dict[str, Any]:
+  meta = json.loads(file["meta"].tobytes())
+  if meta["format"] != _FORMAT:
+    raise WeightsError(f"{path}: has the format {meta['format']!r}, this version reads {_FORMAT!r}")
+  return meta
+
+
+def _read(path: Path, take: Callable[[Any], _T]) -> _T:
+  """What `take` gets from an open file; whatever is wrong with it is a WeightsError."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return take(file)
   except WeightsError:
     raise
   except FileNotFoundError:
     raise WeightsError(f"{path}: no such file") from None
   except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile) as e:
     raise WeightsError(f"{path}: not an adapter, or a damaged one: {one_line(e)}") from None
+
+
+def adapter_has_marks(path: str | os.PathLike[str]) -> bool:
+  """Whether an adapter was trained on marks, without reading its arrays.
+
+  Raises:
+    WeightsError: no such file, damaged, or something else.
+  """
+  return bool(_read(Path(path), lambda file: _meta(Path(path), file)["marks"]))
 
 
 def check_adapter(what: str, config: Any, adapter: Adapter) -> None:
