@@ -1,0 +1,63 @@
+"""The adapters that come with the package: what they are, and that the demonstration runs on them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pasta_jax.lang.parse import parse
+from pasta_jax.model.adapter import check_adapter, load_adapter
+from pasta_jax.model.bundled import FOLDER, NAMES, find_adapter
+from pasta_jax.model.presets import preset
+from pasta_jax.train.config import Config
+
+ROOT = Path(__file__).parents[1]
+MODEL = "smollm2-135m"
+
+
+@pytest.fixture(scope="module")
+def adapters():
+  return {name: load_adapter(find_adapter(name, MODEL)) for name in NAMES}
+
+
+def test_every_file_is_small_and_fits_its_model(adapters):
+  for path in FOLDER.glob("*.npz"):
+    assert path.stat().st_size <= 12e6
+  for name, adapter in adapters.items():
+    check_adapter(name, preset(MODEL), adapter)
+    assert adapter.model == MODEL
+    assert adapter.marks == (name == "pasta")
+
+
+def test_both_were_trained_by_the_recipe_that_is_in_the_repository_and_alike(adapters):
+  space: dict = {}
+  exec((ROOT / "configs" / "stage1_smollm2_135m.py").read_text(), space)
+  recipe = Config.of(space["get_config"]().to_dict())
+  for name, adapter in adapters.items():
+    trained = Config.of(adapter.metadata["config"])
+    assert trained.as_dict() == recipe.as_dict() | {"twin": name == "twin"}
+    assert adapter.metadata["steps"] == recipe.steps
+  assert adapters["pasta"].metadata["config"]["data"] == ["data/seed.jsonl"]
+
+
+def test_the_demonstration_splits_its_prompt_and_tells_both_speedups(tmp_path):
+  prompt = "Give three tips for sleeping better, with one sentence on each."
+  path = tmp_path / "figures.json"
+  command = [sys.executable, "-m", "pasta_jax.eval.demo", f"--prompt={prompt}", f"--json={path}"]
+  out = subprocess.run(
+    [*command, "--max_new_tokens=300", "--max_len=512", "--lanes=4"],
+    capture_output=True, text=True, check=False, timeout=600,
+  )  # fmt: skip
+  assert out.returncode == 0, out.stderr
+  figures = json.loads(path.read_text())
+  assert figures["chunks"] >= 2
+  assert figures["theoretical"] > 1.2
+  assert figures["realised"] > 0
+  document = parse(figures["annotated"])
+  assert len(document.chunks) == figures["chunks"]
+  assert document.plain.strip() in out.stdout.replace("\r", "")
+  assert figures["twin_text"].strip() in out.stdout
+  for line in ("theoretical speedup", "realised speedup", "against the twin"):
+    assert line in out.stdout
