@@ -57,7 +57,8 @@ def notes(options: Options, adapter: Adapter) -> list[str]:
       f"note: --adapter {options.adapter} was trained on {adapter.model}, --model is {options.model}"
     )
   trained = adapter.metadata.get("config", {})
-  for key in ("fork", "positions") if options.pasta and not options.script else ():
+  keys = ("fork", "positions", "fixed") if options.positions == "fixed" else ("fork", "positions")
+  for key in keys if options.pasta and not options.script else ():
     if trained.get(key, getattr(options, key)) != getattr(options, key):
       out.append(f"note: --adapter {options.adapter} was trained with --{key}={trained[key]}")
   return out

@@ -51,7 +51,8 @@ class Models:
       )
     if adapter.model != o.model:
       self.notes.append(f"note: {path} was trained on {adapter.model}, --model is {o.model}")
-    for key in ("fork", "positions") if who == "pasta" else ():
+    keys = ("fork", "positions", "fixed") if o.positions == "fixed" else ("fork", "positions")
+    for key in keys if who == "pasta" else ():
       if trained.get(key, getattr(o, key)) != getattr(o, key):
         self.notes.append(f"note: {path} was trained with {key}={trained[key]}; add --{key}={trained[key]}")
 
