@@ -1,5 +1,6 @@
 """Whole runs: stopped at any moment and resumed, the losses are those of a run that was never stopped."""
 
+import errno
 import json
 import os
 import resource
@@ -16,8 +17,9 @@ from pasta_jax.model.adapter import load_adapter, with_adapter
 from pasta_jax.model.errors import WeightsError
 from pasta_jax.runtime import Terminated
 from pasta_jax.train import loop
-from pasta_jax.train.checkpoints import Checkpoints, FolderError
+from pasta_jax.train.checkpoints import Checkpoints, FolderError, claim
 from pasta_jax.train.packing import Loader
+from pasta_jax.train.rows import RowsError
 from pasta_jax.train.watch import DivergedError, Watch
 from tests.train_toy import losses, run, small, toy, write_rows
 
@@ -165,6 +167,36 @@ def test_a_folder_of_another_run_is_refused(whole, data, tmp_path):
   with pytest.raises(FolderError, match="holds files, but no run"):
     run(small(data), tmp_path / "mine")
   assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_a_start_that_failed_does_not_keep_the_folder(data, tmp_path):
+  rows = tmp_path / "rows.jsonl"
+  with open(data) as f:
+    rows.write_text(f.read() + '{"prompt": "x"}\n')
+  folder = tmp_path / "run"
+  folder.mkdir()
+  (folder / ".run.json.writing").write_text("{")  # of a start that was killed
+  with pytest.raises(RowsError, match='needs a "document"'):
+    run(small(str(rows)), folder)
+  assert not (folder / ".run.json.writing").exists()
+  write_rows(rows)
+  with pytest.raises(RowsError, match=r"config\.length"):
+    run(small(str(rows), length=16), folder)
+  run(small(str(rows)), folder)
+  with pytest.raises(FolderError, match=r"its config\.length is 128"):
+    run(small(str(rows), length=64), folder)
+  with pytest.raises(FolderError, match="other data"):
+    run(small(write_rows(rows, 20)), folder)
+
+
+def test_a_folder_that_cannot_be_claimed_is_one_line_and_holds_nothing(data, tmp_path, monkeypatch):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(os, "replace", full)
+  with pytest.raises(FolderError, match="cannot be written: No space left on device"):
+    claim(tmp_path / "run", small(data), [data])
+  assert not os.listdir(tmp_path / "run")
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(data, tmp_path, monkeypatch):

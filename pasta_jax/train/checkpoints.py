@@ -22,6 +22,7 @@ from pasta_jax.decode.rows import file_digest
 from pasta_jax.model.errors import WeightsError
 from pasta_jax.model.orbax_io import translated
 from pasta_jax.train.config import Config
+from pasta_jax.train.metrics import METRICS
 from pasta_jax.train.step import State
 
 _FOLDER, _RUN = "checkpoints", "run.json"
@@ -34,6 +35,10 @@ _FREE = frozenset(
 
 class FolderError(ValueError):
   """A folder that a run cannot use."""
+
+
+class _OtherRunError(FolderError):
+  """A folder of a run with another configuration or other data."""
 
 
 class Checkpoints:
@@ -150,6 +155,8 @@ def claim(folder: str | os.PathLike[str], config: Config, files: list[str]) -> b
   Args:
     files: of the data.
 
+  A claim that never came to a checkpoint or a line of metrics is replaced.
+
   Returns:
     Whether the run was begun before.
 
@@ -174,17 +181,34 @@ def _wait_for_first() -> None:
 
 def _claim(folder: Path, config: Config, files: list[str]) -> bool:
   run = {"config": config.as_dict(), "data": {name: file_digest(name) for name in files}}
-  path = folder / _RUN
+  path, beside = folder / _RUN, folder / f".{_RUN}.writing"
   if path.exists():
-    _check_same(folder, path, run)
-    return True
-  if folder.exists() and any(folder.iterdir()):
+    try:
+      _check_same(folder, path, run)
+      return True
+    except _OtherRunError:
+      # A start that failed has nothing to protect: what was wrong with it may be mended.
+      if jax.process_index() or _begun(folder):
+        raise
+  elif folder.exists() and any(p != beside for p in folder.iterdir()):
     raise FolderError(f"--workdir {folder} holds files, but no run; choose another folder")
-  folder.mkdir(parents=True, exist_ok=True)
-  beside = folder / f".{_RUN}.writing"
-  beside.write_text(json.dumps(run, indent=1))
-  os.replace(beside, path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    beside.write_text(json.dumps(run, indent=1))
+    os.replace(beside, path)
+  except OSError as e:
+    with contextlib.suppress(OSError):
+      beside.unlink(missing_ok=True)
+    raise FolderError(f"--workdir {folder} cannot be written: {e.strerror or e}") from None
   return False
+
+
+def _begun(folder: Path) -> bool:
+  """Whether a run came as far as a whole checkpoint or a line of metrics."""
+  metrics, checkpoints = folder / METRICS, folder / _FOLDER
+  if metrics.exists() and metrics.stat().st_size:
+    return True
+  return checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
 
 
 def _check_same(folder: Path, path: Path, run: dict[str, Any]) -> None:
@@ -195,9 +219,9 @@ def _check_same(folder: Path, path: Path, run: dict[str, Any]) -> None:
     raise FolderError(f"{path}: cannot be read ({e}); choose another --workdir") from None
   for name, value in run["config"].items():
     if name not in _FREE and theirs.get(name) != value:
-      raise FolderError(
+      raise _OtherRunError(
         f"--workdir {folder} belongs to another run: its config.{name} is {theirs.get(name)!r}, "
         f"this one's {value!r}; choose another folder"
       )
   if list(data.values()) != list(run["data"].values()):
-    raise FolderError(f"--workdir {folder} belongs to a run on other data; choose another folder")
+    raise _OtherRunError(f"--workdir {folder} belongs to a run on other data; choose another folder")
