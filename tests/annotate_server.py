@@ -33,7 +33,8 @@ class Endpoint(http.server.ThreadingHTTPServer):
   Attributes:
     plans: for a tag, what happens at its first, second, ... request; the last one goes on. A plan's step is
       "good", "slow", "cut", "closed", "html", "not json", "no choices", "null", "changed", "broken",
-      "spelling", "around", "unmarked", "length", "filter", "bare", or (status, headers, JSON body).
+      "spelling", "around", "unmarked", "half a pair", "length", "filter", "bare", or (status,
+      headers, JSON body).
     asked: (time, tag, path, headers, body) of each request.
   """
 
@@ -111,6 +112,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       "spelling": marked(answer).replace("\n\n", "\n").replace("'", "’").replace("two", "two "),
       "around": f"Sure! Here it is:\n\n```\n{marked(answer)}\n```\nAnything else?",
       "unmarked": answer,
+      "half a pair": marked(answer).replace("the train", "the \ud83d"),
       "empty": "",
     }.get(step, marked(answer))
     finish = {"length": "length", "filter": "content_filter"}.get(step, "stop")

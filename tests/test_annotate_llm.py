@@ -197,6 +197,40 @@ def test_rows_come_in_the_shapes_that_data_sets_have(server, tmp_path):
   assert read(tmp_path / "out.jsonl")[0]["prompt"] == "Do [x]"
 
 
+HALF = "\ud83d"  # the first half of an emoji, as files have it that were cut by UTF-16 units
+
+
+def test_half_a_surrogate_pair_makes_a_bad_row_and_is_carried_along_in_other_keys(server, tmp_path, capsys):
+  answer = answer_for("x")
+  turns = [{"role": "user", "content": f"Do [x] {HALF}"}, {"role": "assistant", "content": answer}]
+  bad = [
+    {"prompt": f"Do [x] {HALF}", "answer": answer},
+    {"prompt": "Do [x]", "context": HALF, "answer": answer},
+    {"messages": turns},
+    {"messages": [{"role": "system", "content": "Be short."}, *turns]},
+  ]
+  good = [row | {"note": HALF, f"key {HALF}": [HALF]} for row in rows_for(["fine", "cut off", "later"])]
+  server.plans = {"cut off": ["length"], "later": ["html"]}
+  with pytest.raises(EndpointError, match="1 of 7 rows have no verdict"):
+    run(options(server, tmp_path, [*bad, *good]))
+  server.plans = {"cut off": ["length"]}
+  account = run(options(server, tmp_path, [*bad, *good], resume=True))
+  assert dict(account.reasons) == {"bad_row": 4, "cut_off": 1}
+  assert "line 1: the prompt has an unpaired surrogate at character 7" in capsys.readouterr().err
+  out, rejected = read(tmp_path / "out.jsonl"), read(tmp_path / "rejected.jsonl")
+  assert [r["line"] for r in rejected] == [1, 2, 3, 4, 6]
+  assert [r["id"] for r in out] == ["fine", "later"]
+  assert all(r["note"] == HALF and r[f"key {HALF}"] == [HALF] for r in [*out, rejected[-1]])
+  assert {t for _, t, *_ in server.asked} == {"fine", "cut off", "later"}
+
+
+def test_half_a_surrogate_pair_in_a_reply_is_sent_back_as_a_replacement_character(server, tmp_path):
+  server.plans = {"a": ["half a pair", "good"]}
+  run(options(server, tmp_path, rows_for("a")))
+  check_done(tmp_path, "a")
+  assert server.asked[1][-1]["messages"][-2]["content"].endswith("So take the \ufffd.")
+
+
 # -- pauses and limits
 
 
@@ -499,6 +533,9 @@ def test_prices_and_extras_are_checked():
   for bad in ("[1]", "{"):
     with pytest.raises(ValueError, match="--extra"):
       parse_extra(bad)
+  for bad in ('{"user": "\\ud800"}', '{"top_p": NaN}'):
+    with pytest.raises(ValueError, match="--model and --extra must be what a request"):
+      ChatOptions("m", extra=parse_extra(bad))
 
 
 def test_extras_are_merged_into_each_request(server, tmp_path):

@@ -14,6 +14,7 @@ import asyncio
 import collections
 import dataclasses
 import email.utils
+import json
 import os
 import random
 import re
@@ -43,6 +44,7 @@ FAILURES = {
 }
 _AGAIN = (408, 409, 425, 429)
 _REFUSED = (400, 413, 422)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class EndpointError(ValueError):
@@ -103,6 +105,12 @@ class ChatOptions:
       raise ValueError("--annotator=llm needs --model, the endpoint's name for it")
     if self.base_url and not re.match(r"https?://[^/\s@]+", self.base_url):
       raise ValueError("--base_url must begin with http:// or https:// and hold no user or password")
+    try:
+      json.dumps([self.model, dict(self.extra)], ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as e:
+      raise ValueError(
+        f"--model and --extra must be what a request in JSON and UTF-8 can hold: {e}"
+      ) from None
 
 
 def read_key(key_env: str) -> str | None:
@@ -212,13 +220,15 @@ class ChatClient:
     if response.status_code != 200:
       raise self._error(response)
     try:
-      return self._provider.reply(response.json())
+      reply = self._provider.reply(response.json())
     except NoChoices as e:
       raise _Again("no_choices", str(e)) from None
     except MalformedReply as e:
       raise _Again("malformed_reply", str(e)) from None
     except (ValueError, RecursionError):
       raise _Again("malformed_reply", "the reply is not JSON") from None
+    # JSON can name half of a surrogate pair; a second question, which repeats the reply, cannot send it.
+    return dataclasses.replace(reply, text=_SURROGATE.sub("\ufffd", reply.text))
 
   def _error(self, response: Any) -> Exception:
     status = response.status_code

@@ -8,7 +8,7 @@ from typing import Any
 
 from pasta_jax.lang.document import Document
 from pasta_jax.lang.parse import parse
-from pasta_jax.train.annotate.normal import normalise
+from pasta_jax.train.annotate.normal import check_encodable, normalise
 
 # Keys that are looked for where none is named, in this order; of a document the reading text is taken.
 PROMPT_KEYS = ("prompt", "instruction", "question", "query", "input")
@@ -115,6 +115,7 @@ def _pair(line: int, values: dict[str, Any], keys: Keys) -> PairRow:
         prompt = f"{prompt}\n\n{context}"
   if not prompt.strip():
     raise ValueError("the prompt is empty")
+  check_encodable(prompt, "prompt")
   carried = {"prompt": prompt, **{k: v for k, v in values.items() if k not in used}}
   if answer_key == "document":
     answer = parse(answer).plain
@@ -133,8 +134,10 @@ def _conversation(line: int, values: dict[str, Any]) -> PairRow:
     )
   *before, last = messages
   turns = [m["content"] if len(before) == 1 else f"{m['role']}: {m['content']}" for m in before]
+  prompt = "\n\n".join(turns)
+  check_encodable(prompt, "prompt")
   carried = {"messages": before, **{k: v for k, v in values.items() if k != "messages"}}
-  return PairRow(line, "\n\n".join(turns), normalise(last["content"]), carried)
+  return PairRow(line, prompt, normalise(last["content"]), carried)
 
 
 def _key(values: dict[str, Any], what: str, named: str, usual: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from pasta_jax.decode.journal import Journal, open_journal
+from pasta_jax.decode.journal import Journal, json_line, open_journal
 from pasta_jax.lang.document import Sync
 from pasta_jax.train.annotate.account import Account
 from pasta_jax.train.annotate.annotator import Annotation, Annotator, Rejection
@@ -226,7 +226,7 @@ def _write(options: RunOptions, journal: Journal, account: Account) -> None:
   entries = dict(journal.rows)
   rejected = [entries[n]["output"] for n in sorted(entries) if "reason" in entries[n]]
   if options.rejected:
-    _replace(options.rejected, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rejected))
+    _replace(options.rejected, "".join(map(json_line, rejected)))
   if options.report:
     _replace(options.report, json.dumps(account.as_dict(), indent=2) + "\n")
   journal.rows.clear()
