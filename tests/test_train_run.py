@@ -77,7 +77,15 @@ def test_the_newest_checkpoints_are_kept_and_the_best(data, whole, tmp_path):
     assert checkpoints.steps == [2, 4, 5]
 
 
-def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(data, whole, tmp_path, monkeypatch):
+def written(folder):
+  """All lines of metrics but for the times in them."""
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  return [
+    {k: v for k, v in line.items() if k not in ("tokens_per_second", "peak_flops_percent")} for line in lines
+  ]
+
+
+def test_sigterm_saves_at_once_and_the_same_command_goes_on_bit_for_bit(data, whole, tmp_path, monkeypatch):
   next_batch = Loader.next
 
   def stop_in_the_third(self):
@@ -88,14 +96,41 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(data, whole, tmp
   config = small(data, save_every=2, eval_every=3)
   with monkeypatch.context() as patch:
     patch.setattr(Loader, "next", stop_in_the_third)
+    patch.setattr(loop, "evaluate", lambda *_: pytest.fail("evaluated before saving"))
     with pytest.raises(Terminated, match="saved after step 3 of 6"):
       run(config, tmp_path / "run")
-  assert losses(tmp_path / "run") == losses(whole[0])[:3]
-  assert load_adapter(tmp_path / "run" / "adapter.npz").metadata["steps"] == 3
-  run(config, tmp_path / "run")
-  assert losses(tmp_path / "run") == losses(whole[0])
+  assert written(tmp_path / "run") == written(whole[0])[:3]
+  run(config, tmp_path / "run")  # and what step 3 lacks is evaluated
+  assert written(tmp_path / "run") == written(whole[0])
   same = (load_adapter(folder / "adapter.npz").arrays for folder in (tmp_path / "run", whole[0]))
   assert all(np.array_equal(a, b) for a, b in zip(*map(dict.values, same), strict=True))
+
+
+def test_sigterm_in_an_evaluation_cuts_it_short_also_the_last_and_the_resumed_one(
+  data, whole, tmp_path, monkeypatch
+):
+  config, folder = small(data, save_every=2, eval_every=3), tmp_path / "run"
+  evaluate, rest = loop.evaluate, [3, 6]
+
+  def stopped(batches, go, controls):
+    """An evaluation that SIGTERM reaches at its first batch."""
+
+    def stop(batch):
+      os.kill(os.getpid(), signal.SIGTERM)
+      return go(batch)
+
+    return evaluate(batches, stop, controls)
+
+  monkeypatch.setattr(loop, "evaluate", stopped)
+  for _ in range(2):
+    with pytest.raises(Terminated, match="saved after step 3 of 6"):
+      run(config, folder)
+  monkeypatch.setattr(loop, "evaluate", lambda *args: (evaluate if rest.pop(0) == 3 else stopped)(*args))
+  with pytest.raises(Terminated, match="saved after step 6 of 6"):
+    run(config, folder)
+  monkeypatch.setattr(loop, "evaluate", evaluate)
+  assert run(config, folder).evaluation == whole[1].evaluation
+  assert written(folder) == written(whole[0])
 
 
 def test_killed_outright_it_goes_on_from_the_last_checkpoint_bit_for_bit(data, whole, tmp_path):

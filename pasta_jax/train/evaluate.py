@@ -1,7 +1,7 @@
 """Teacher-forced evaluation on held-out documents: loss by class, placement of marks, promised lengths."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class Tally:
 
 
 def evaluate(
-  batches: Sequence[Batch],
+  batches: Iterable[Batch],
   run: Callable[[Batch], dict[str, Any]],
   controls: ControlIds | None,
 ) -> dict[str, float]:

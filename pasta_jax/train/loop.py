@@ -1,9 +1,10 @@
 """The training loop, from the first step to the last, readable from top to bottom."""
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -59,22 +60,30 @@ def train(config: Config, workdir: str) -> Outcome:
   step_program = compile_step(run)
   watch = Watch(config.diverged)
 
+  def to_evaluate(step: int) -> bool:
+    due = step == program.steps or (config.eval_every and step % config.eval_every == 0)
+    return bool(batches and due)
+
   with Checkpoints(folder, config.keep) as checkpoints, stop_between_steps() as stop:
     # Where to begin.
     done = checkpoints.latest or 0
+    evaluation: dict[str, float] = {}
     if done:
       run.state = {}  # its memory is wanted
       run.state, host = checkpoints.restore(done, program.abstract_state())
       loader.state, watch.state = LoaderState(**host["loader"]), host["watch"]
+      evaluation = host["evaluation"]
       print(f"going on after step {done} of {program.steps}", file=sys.stderr)
 
-    def save(step: int, evaluation: dict[str, float] | None = None) -> None:
-      host = {
-        "loader": dataclasses.asdict(loader.state),
-        "watch": watch.state,
-        "evaluation": evaluation or {},
-      }
-      checkpoints.save(step, run.state, host, evaluation)
+    def save(step: int) -> None:
+      host = {"loader": dataclasses.asdict(loader.state), "watch": watch.state, "evaluation": evaluation}
+      checkpoints.save(step, run.state, host, evaluation or None)
+
+    def leave(step: int) -> NoReturn:
+      checkpoints.wait()
+      error = stop.exception
+      error.args = (f"saved after step {step} of {program.steps}; the same command goes on from there",)
+      raise error
 
     with Recorder(folder, program, done) as recorder:
 
@@ -89,9 +98,25 @@ def train(config: Config, workdir: str) -> Outcome:
           advice = "try a lower config.learning_rate or a longer config.warmup, in another --workdir"
           raise DivergedError(f"{e}; {where} in {checkpoints.folder}; {advice}") from None
 
+      def measure(step: int) -> dict[str, float]:
+        """The held-out figures after `step`; none where a request to stop came meanwhile."""
+        going = itertools.takewhile(lambda _: stop.signal is None, batches)
+        figures = evaluate(going, eval_run(run), run.controls)
+        if stop.signal is not None:
+          return {}
+        recorder.evaluation(step, figures)
+        if config.lora and step < program.steps:
+          save_result(run, folder, step, figures)  # to try while the run goes on
+        return figures
+
+      # A run that was stopped where an evaluation was due has saved without it.
+      if done and to_evaluate(done) and not evaluation:
+        evaluation = measure(done)
+        if not evaluation:
+          leave(done)
+
       # Steps. A step's figures are taken in while the next one runs.
       waiting: tuple[int, Any] | None = None
-      evaluation: dict[str, float] = host["evaluation"] if done else {}
       for step in range(done + 1, program.steps + 1):
         batch = program.place_batch(loader.next())
         run.state, out = step_program(run.frozen, run.state, batch)
@@ -100,25 +125,18 @@ def train(config: Config, workdir: str) -> Outcome:
         waiting = (step, out)
 
         last = step == program.steps
-        to_evaluate = batches and (last or (config.eval_every and step % config.eval_every == 0))
-        to_save = last or (config.save_every and step % config.save_every == 0)
+        to_save = last or to_evaluate(step) or (config.save_every and step % config.save_every == 0)
         stopping = stop.due(step)
-        if not (to_evaluate or to_save or stopping):
+        if not (to_save or stopping):
           continue
         take_in(*waiting)  # nothing that diverged is saved
-        waiting = None
-        if to_evaluate:
-          evaluation = evaluate(batches, eval_run(run), run.controls)
-          recorder.evaluation(step, evaluation)
-          if config.lora and not last:
-            save_result(run, folder, step, evaluation)  # to try while the run goes on
-        if to_evaluate or to_save or stopping:
-          save(step, evaluation if to_evaluate else None)
-        if stopping and not last:
-          checkpoints.wait()
-          error = stop.exception
-          error.args = (f"saved after step {step} of {program.steps}; the same command goes on from there",)
-          raise error
+        waiting, evaluation = None, {}
+        if to_evaluate(step) and not stopping:
+          evaluation = measure(step)
+          stopping = not evaluation
+        save(step)
+        if stopping and not (last and not to_evaluate(step)):
+          leave(step)
 
     # The end.
     checkpoints.wait()
