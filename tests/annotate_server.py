@@ -130,7 +130,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       usage = {"promptTokenCount": 100, "candidatesTokenCount": 40, "thoughtsTokenCount": 10}
       payload = {"candidates": [{"content": content, "finishReason": reason}], "usageMetadata": usage}
       if step == "no choices":
-        payload = {"candidates": []}
+        payload = {"usageMetadata": usage}
       if step == "blocked":
         payload = {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": usage}
     self.reply(200, json.dumps(payload).encode(), cut=step == "cut")

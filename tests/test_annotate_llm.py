@@ -1,6 +1,7 @@
 """Annotation through a chat endpoint on loopback that fails in every ordinary way."""
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import logging
@@ -17,6 +18,7 @@ pytest.importorskip("httpx2")
 
 from pasta_jax.decode.journal import OutputError, partial_path
 from pasta_jax.lang.parse import parse
+from pasta_jax.train.annotate.annotator import Usage
 from pasta_jax.train.annotate.chat import ChatOptions, EndpointError, read_key, retry_after
 from pasta_jax.train.annotate.limits import RateLimit
 from pasta_jax.train.annotate.rows import Keys
@@ -373,6 +375,48 @@ def test_an_interrupted_run_goes_on_with_the_same_settings_only(server, tmp_path
     run(options(server, tmp_path, rows_for("ab")))
   with pytest.raises(OutputError, match="another model"):
     run(options(server, tmp_path, rows_for("ab"), resume=True, chat={"model": "other"}))
+
+
+# -- what it costs
+
+
+def test_replies_without_an_answer_are_paid_for_too(server, tmp_path):
+  server.plans = {"a": ["no choices", "cut", "no choices", "good"], "b": ["no choices"] * 2 + ["length"]}
+  account = run(options(server, tmp_path, rows_for("ab"), prices=(1.0, 10.0), chat={"attempts": 4}))
+  assert (account.annotated, account.reasons["cut_off"]) == (1, 1)
+  assert account.usage == Usage(6, 600, 300)
+  assert account.cost == pytest.approx(6 * (100 * 1.0 + 50 * 10.0) / 1e6)
+
+
+def test_what_a_row_took_is_counted_though_it_fails_and_is_asked_again(server, tmp_path, capsys):
+  server.plans = {"a": ["changed", "html", "no choices", "changed", "closed", "changed", "good"]}
+  given = options(server, tmp_path, rows_for("a"), chat={"attempts": 1})
+  for replies in (1, 2, 3):
+    with pytest.raises(EndpointError, match="1 of 1 rows have no verdict"):
+      run(dataclasses.replace(given, resume=replies > 1))
+    says = f"{replies} replies, {100 * replies} input and {50 * replies} output tokens"
+    assert says in capsys.readouterr().err
+  assert run(dataclasses.replace(given, resume=True)).usage == Usage(5, 500, 250)
+  check_done(tmp_path, "a")
+
+
+def test_what_a_row_took_is_counted_though_it_is_given_up_or_refused(server, tmp_path):
+  server.plans = {"a": ["changed", "html"], "b": ["changed", (400, {}, {})]}
+  given = options(server, tmp_path, rows_for("ab"), chat={"attempts": 1}, give_up=True)
+  account = run(given)
+  assert dict(account.reasons) == {"unanswered": 1, "bad_request": 1}
+  assert account.usage == Usage(2, 200, 100)
+
+
+def test_what_rows_took_is_counted_though_the_run_ends_while_they_wait(server, tmp_path, capsys):
+  server.plans = {"a": ["changed", (500, {}, {}), (401, {}, {})], "b": ["changed", "slow"]}
+  with pytest.raises(EndpointError, match="refuses the key"):
+    run(options(server, tmp_path, rows_for("ab"), chat={"backoff": 1.0}))
+  assert (server.count("a"), server.count("b")) == (3, 2)
+  assert "2 replies, 200 input and 100 output tokens" in capsys.readouterr().err
+  server.plans = {}
+  assert run(options(server, tmp_path, rows_for("ab"), resume=True)).usage == Usage(4, 400, 200)
+  check_done(tmp_path, "ab")
 
 
 # -- Gemini's own protocol

@@ -37,9 +37,11 @@ class Account:
   prices: tuple[float, float] | None = None
 
   def add(self, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Counts finished rows, in the journal's form."""
+    """Counts rows in the journal's form; of rows without a verdict it has what they took so far."""
     for entry in entries:
       self.usage += Usage(*entry["usage"])
+      if "output" not in entry:
+        continue
       if "reason" in entry:
         self.reasons[entry["reason"]] += 1
         continue

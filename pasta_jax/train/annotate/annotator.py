@@ -20,11 +20,14 @@ REASONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-  """Tokens that an endpoint counted, and requests that were answered."""
+  """Whole replies, usable or not, and their tokens as the endpoint counted them."""
 
   requests: int = 0
   input_tokens: int = 0
   output_tokens: int = 0
+
+  def __bool__(self) -> bool:
+    return self != Usage()
 
   def __add__(self, other: "Usage") -> "Usage":
     return Usage(
@@ -32,6 +35,16 @@ class Usage:
       self.input_tokens + other.input_tokens,
       self.output_tokens + other.output_tokens,
     )
+
+
+def charge(error: BaseException, usage: Usage) -> None:
+  """Adds to what an error says was spent before it; also a cancellation has its price."""
+  error.usage = charged(error) + usage  # type: ignore[attr-defined]
+
+
+def charged(error: BaseException) -> Usage:
+  """What was spent on a row before an error ended it."""
+  return getattr(error, "usage", Usage())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,4 +98,5 @@ class Annotator(Protocol):
     Raises:
       chat.RowFailed: the endpoint gave no verdict; the row can be tried again later.
       chat.EndpointError: no row will succeed with these settings.
+    Of either, and of a cancellation, `charged` tells what it took.
     """

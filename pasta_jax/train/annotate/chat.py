@@ -22,6 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pasta_jax.train.annotate.annotator import Usage, charge, charged
 from pasta_jax.train.annotate.lengths import estimated_tokens
 from pasta_jax.train.annotate.limits import RateLimit
 from pasta_jax.train.annotate.providers import (
@@ -174,34 +175,58 @@ class ChatClient:
     await self._client.aclose()
 
   async def ask(self, messages: Sequence[Message], max_tokens: int) -> Reply:
-    """The reply to a conversation.
+    """The reply to a conversation; its usage is that of all attempts.
 
     Raises:
-      RequestRefused, EndpointError, RowFailed: see the top of the module.
+      RequestRefused, EndpointError, RowFailed: see the top of the module; `annotator.charged` tells what the
+        attempts took.
     """
     o = self.options
     body = self._provider.body(o.model, messages, max_tokens, o.temperature)
     body = {k: v for k, v in {**body, **o.extra}.items() if v is not None}
-    size = sum(estimated_tokens(m["content"]) for m in messages)
-    for attempt in range(1, o.attempts + 1):
-      await self._pause()
-      await self._requests.wait(1)
-      entry = await self._tokens.wait(size + max_tokens)
-      try:
-        reply = await self._once(body)
-      except _Again as e:
-        self.retries[e.kind] += 1
-        wait = max(e.wait, o.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
-        if attempt == o.attempts or e.wait > o.max_wait:
-          more = f"; it asks to wait {e.wait:.0f} s" if e.wait > o.max_wait else ""
-          raise RowFailed(e.kind, f"{e} (attempt {attempt}){more}") from None
-        if e.wait:  # the endpoint's word goes for every row
-          self._not_before = max(self._not_before, time.monotonic() + e.wait)
-        await asyncio.sleep(min(wait, o.max_wait))
-        continue
-      self._tokens.settle(entry, (reply.input_tokens + reply.output_tokens) or size + max_tokens)
-      return reply
+    size = max_tokens + sum(estimated_tokens(m["content"]) for m in messages)
+    spent = Usage()
+    try:
+      for attempt in range(1, o.attempts + 1):
+        try:
+          reply = await self._attempt(body, size)
+        except _Again as e:
+          spent += charged(e)
+          await self._before_another(attempt, e)
+        else:
+          return dataclasses.replace(reply, usage=spent + reply.usage)
+    except BaseException as e:
+      charge(e, spent)
+      raise
     raise AssertionError("attempts >= 1")
+
+  async def _attempt(self, body: Mapping[str, Any], size: int) -> Reply:
+    """One request, when the limits let it pass; `size` is an estimate of its tokens."""
+    await self._pause()
+    await self._requests.wait(1)
+    entry = await self._tokens.wait(size)
+    usage = Usage()
+    try:
+      reply = await self._once(body)
+      usage = reply.usage
+      return reply
+    except _Again as e:
+      usage = charged(e)
+      raise
+    finally:
+      self._tokens.settle(entry, usage.input_tokens + usage.output_tokens or size)
+
+  async def _before_another(self, attempt: int, e: _Again) -> None:
+    """Waits after an attempt that failed; raises `RowFailed` where no other follows."""
+    o = self.options
+    self.retries[e.kind] += 1
+    wait = max(e.wait, o.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+    if attempt == o.attempts or e.wait > o.max_wait:
+      more = f"; it asks to wait {e.wait:.0f} s" if e.wait > o.max_wait else ""
+      raise RowFailed(e.kind, f"{e} (attempt {attempt}){more}")
+    if e.wait:  # the endpoint's word goes for every row
+      self._not_before = max(self._not_before, time.monotonic() + e.wait)
+    await asyncio.sleep(min(wait, o.max_wait))
 
   async def _pause(self) -> None:
     while (left := self._not_before - time.monotonic()) > 0:
@@ -220,13 +245,16 @@ class ChatClient:
     if response.status_code != 200:
       raise self._error(response)
     try:
-      reply = self._provider.reply(response.json())
-    except NoChoices as e:
-      raise _Again("no_choices", str(e)) from None
-    except MalformedReply as e:
-      raise _Again("malformed_reply", str(e)) from None
+      payload = response.json()
     except (ValueError, RecursionError):
       raise _Again("malformed_reply", "the reply is not JSON") from None
+    try:
+      reply = self._provider.reply(payload)
+    except MalformedReply as e:
+      kind = "no_choices" if isinstance(e, NoChoices) else "malformed_reply"
+      failure = _Again(kind, str(e))
+      charge(failure, self._provider.usage(payload))
+      raise failure from None
     # JSON can name half of a surrogate pair; a second question, which repeats the reply, cannot send it.
     return dataclasses.replace(reply, text=_SURROGATE.sub("\ufffd", reply.text))
 

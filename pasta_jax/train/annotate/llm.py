@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pasta_jax.train.annotate.annotator import Annotation, Rejection, Usage
+from pasta_jax.train.annotate.annotator import Annotation, Rejection, Usage, charge, charged
 from pasta_jax.train.annotate.chat import ChatClient, RequestRefused
 from pasta_jax.train.annotate.fit import fit
 from pasta_jax.train.annotate.lengths import estimated_tokens
@@ -39,8 +39,11 @@ class LlmAnnotator:
       try:
         reply = await self.client.ask(messages, limit)
       except RequestRefused as e:
-        return Rejection("bad_request", str(e), usage)
-      usage += Usage(1, reply.input_tokens, reply.output_tokens)
+        return Rejection("bad_request", str(e), usage + charged(e))
+      except BaseException as e:
+        charge(e, usage)
+        raise
+      usage += reply.usage
       result = judge(reply, answer)
       if isinstance(result, Annotation) or result.reason not in _MENDABLE or not left:
         return dataclasses.replace(result, usage=usage)

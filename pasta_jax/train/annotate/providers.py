@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from pasta_jax.train.annotate.annotator import Usage
+
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
 
@@ -23,13 +25,12 @@ class Reply:
   Attributes:
     text: of the answer; may be empty.
     finish: "stop", "length" (its token limit) or "filter" (the endpoint's content filter).
-    input_tokens, output_tokens: as the endpoint counts them; 0 where it does not say.
+    usage: what it took; no tokens where the endpoint does not say.
   """
 
   text: str
   finish: str
-  input_tokens: int
-  output_tokens: int
+  usage: Usage
 
 
 class Provider(Protocol):
@@ -49,6 +50,9 @@ class Provider(Protocol):
 
   def reply(self, payload: Any) -> Reply:
     """Raises MalformedReply."""
+
+  def usage(self, payload: Any) -> Usage:
+    """What a whole reply took, also one that is malformed or has no answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +91,11 @@ class OpenAI:
     finish = {"length": "length", "content_filter": "filter"}.get(finish, "stop")
     if message.get("refusal"):
       finish = "filter"
-    usage = _object(payload.get("usage"))
-    return Reply(content, finish, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
+    return Reply(content, finish, self.usage(payload))
+
+  def usage(self, payload: Any) -> Usage:
+    usage = _object(_object(payload).get("usage"))
+    return Usage(1, _count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,15 +130,10 @@ class Gemini:
   def reply(self, payload: Any) -> Reply:
     if not isinstance(payload, dict):
       raise MalformedReply("the reply is not a JSON object")
-    usage = _object(payload.get("usageMetadata"))
-    tokens = (
-      _count(usage, "promptTokenCount"),
-      # Gemini counts its thoughts apart and bills them as output.
-      _count(usage, "candidatesTokenCount") + _count(usage, "thoughtsTokenCount"),
-    )
+    usage = self.usage(payload)
     feedback = payload.get("promptFeedback")
     if isinstance(feedback, dict) and feedback.get("blockReason"):
-      return Reply("", "filter", *tokens)
+      return Reply("", "filter", usage)
     candidates = payload.get("candidates") or []
     if not isinstance(candidates, list):
       raise MalformedReply('"candidates" is not a list')
@@ -147,7 +149,13 @@ class Gemini:
     if not isinstance(parts, list) or not all(isinstance(p, dict) for p in parts):
       raise MalformedReply('"parts" is not a list of objects')
     text = "".join(str(p.get("text", "")) for p in parts if not p.get("thought"))
-    return Reply(text, finish, *tokens)
+    return Reply(text, finish, usage)
+
+  def usage(self, payload: Any) -> Usage:
+    usage = _object(_object(payload).get("usageMetadata"))
+    # Gemini counts its thoughts apart and bills them as output.
+    produced = _count(usage, "candidatesTokenCount") + _count(usage, "thoughtsTokenCount")
+    return Usage(1, _count(usage, "promptTokenCount"), produced)
 
 
 PROVIDERS: dict[str, Provider] = {"openai": OpenAI(), "gemini": Gemini()}

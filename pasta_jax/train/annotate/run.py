@@ -16,7 +16,7 @@ from typing import Any
 from pasta_jax.decode.journal import Journal, json_line, open_journal
 from pasta_jax.lang.document import Sync
 from pasta_jax.train.annotate.account import Account
-from pasta_jax.train.annotate.annotator import Annotation, Annotator, Rejection
+from pasta_jax.train.annotate.annotator import Annotation, Annotator, Rejection, Usage, charged
 from pasta_jax.train.annotate.chat import ChatClient, ChatOptions, EndpointError, RowFailed
 from pasta_jax.train.annotate.llm import LlmAnnotator
 from pasta_jax.train.annotate.rows import Keys, PairRow, read_pairs
@@ -82,12 +82,13 @@ def run(options: RunOptions) -> Account:
     failed = asyncio.run(_annotate(options, rows, journal, account))
     if failed and options.give_up:
       for row, failure in failed:
-        rejection = Rejection("unanswered", f"{failure.kind}: {failure}")
+        rejection = Rejection("unanswered", f"{failure.kind}: {failure}", _spent(journal, row))
         journal.add(row.line, _rejected(row, rejection))
       failed = []
       account.failures.clear()
   except KeyboardInterrupt as e:
-    e.args = (f"{len(journal.rows)} of {len(rows)} rows are kept in {journal.partial}; go on with --resume",)
+    done = sum(_finished(journal, row) for row in rows)
+    e.args = (f"{done} of {len(rows)} rows are kept in {journal.partial}; go on with --resume",)
     raise
   except EndpointError as e:
     raise EndpointError(f"{e}; {kept}, go on with --resume") from None
@@ -113,14 +114,14 @@ def _report_bad_rows(rows: list[PairRow], journal: Journal) -> None:
   for row in rows:
     if row.error:
       print(row.error, file=sys.stderr)
-      if row.line not in journal.rows:
+      if not _finished(journal, row):
         journal.add(row.line, _rejected(row, Rejection("bad_row", row.error)))
 
 
 async def _annotate(
   options: RunOptions, rows: list[PairRow], journal: Journal, account: Account
 ) -> list[tuple[PairRow, RowFailed]]:
-  left = [r for r in rows if r.line not in journal.rows]
+  left = [r for r in rows if not _finished(journal, r)]
   failed: dict[int, tuple[PairRow, RowFailed]] = {}
   async with _annotator(options, account) as annotator:
     await annotate_rows(annotator, left, journal, failed, options.concurrency, options.max_failures)
@@ -167,10 +168,15 @@ async def annotate_rows(
       last = ""
       try:
         result = await annotator.annotate(row.prompt, row.answer)
-      except RowFailed as e:
+      except BaseException as e:
+        if spent := charged(e):
+          journal.add(row.line, {"usage": dataclasses.astuple(_spent(journal, row) + spent)})
+        if not isinstance(e, RowFailed):
+          raise
         failed[row.line] = (row, e)
         last = f"{e.kind}: {e}"
       else:
+        result = dataclasses.replace(result, usage=_spent(journal, row) + result.usage)
         journal.add(row.line, _entry(row, result, annotator.name))
         if isinstance(result, Rejection) and result.reason == "bad_request":
           last = f"{result.reason}: {result.detail}"
@@ -195,6 +201,16 @@ def _unless_stopped(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
   """Reports what went wrong in a task, but for the signal that stopped the run: it is told in one line."""
   if not isinstance(context.get("exception"), KeyboardInterrupt):
     loop.default_exception_handler(context)
+
+
+def _finished(journal: Journal, row: PairRow) -> bool:
+  """Whether the journal has the row's verdict; without one it may have what the row took so far."""
+  return "output" in journal.rows.get(row.line, {})
+
+
+def _spent(journal: Journal, row: PairRow) -> Usage:
+  """What earlier tries of a row took, also of an interrupted run."""
+  return Usage(*journal.rows.get(row.line, {"usage": ()})["usage"])
 
 
 def _entry(row: PairRow, result: Annotation | Rejection, name: str) -> dict[str, Any]:
