@@ -5,7 +5,10 @@ import json
 
 import pytest
 
+from pasta_jax.train.config import Config
 from pasta_jax.train.rows import RowsError, is_held_out, parse_row, read_rows, split_rows
+from pasta_jax.train.setup import eval_sample, read_data
+from tests.toy import ByteTokenizer
 
 GOOD = {"prompt": "Hi", "document": 'A <promise topic="b" tokens="10"/><async>c</async>'}
 
@@ -85,3 +88,24 @@ def test_the_same_prompt_is_never_on_both_sides(tmp_path):
   assert held
   assert {r.prompt for r in train}.isdisjoint(r.prompt for r in held)
   assert len(train) + len(held) == 300
+
+
+def test_an_evaluation_has_the_first_documents_of_one_file_and_a_sample_of_several(tmp_path):
+  files = [
+    write(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {n}", "document": "x"} for n in range(count)])
+    for name, count in (("a", 60), ("b", 20))
+  ]
+
+  def sample(eval_rows, data=files, weights=(1.0, 1.0)):
+    config = Config(data=data, data_weights=weights, holdout=0.5, eval_rows=eval_rows)
+    read = read_data(config, ByteTokenizer(marks=True))
+    return [[e.row.where for e in examples] for examples in (read.held_out, eval_sample(read, config))]
+
+  held, some = sample(12)
+  assert len(set(some)) == 12
+  share = [sum(where.startswith("b") for where in names) / len(names) for names in (held, some)]
+  assert share[1] == pytest.approx(share[0], abs=0.1)
+  assert sample(12) == [held, some]
+  assert sample(0) == sample(1000) == [held, held]
+  for part in (sample(12, files[:1], (1.0,)), sample(12, weights=(1.0, 0.0))):
+    assert part[1] == part[0][:12]

@@ -66,15 +66,32 @@ def test_tensorboard_has_the_losses(whole):
   assert b"eval/loss_text" in files[0].read_bytes()
 
 
-def test_the_newest_checkpoints_are_kept_and_the_best(data, whole, tmp_path):
-  with Checkpoints(whole[0], 2) as checkpoints:
-    assert checkpoints.steps[-2:] == [4, 6]
-  state = {"step": np.asarray(0)}
+def test_the_newest_checkpoints_are_kept_and_the_best_with_its_adapter(data, tmp_path, monkeypatch):
+  given = iter([3.0, 1.0, 2.0, 4.0, 5.0])
+  config = small(data, eval_every=1)
+  monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": next(given)})
+  with pytest.raises(StopIteration):  # ended while step 6 is evaluated
+    run(config, tmp_path)
   with Checkpoints(tmp_path, 2) as checkpoints:
-    for step, loss in enumerate([3.0, 1.0, 2.0, 4.0, 5.0], start=1):
-      checkpoints.save(step, state, {}, {"loss": loss})
-    checkpoints.wait()
     assert checkpoints.steps == [2, 4, 5]
+  given = iter([1.5])
+  run(config, tmp_path)
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    assert checkpoints.steps == [2, 5, 6]
+  best, last = (load_adapter(tmp_path / name) for name in ("adapter.best.npz", "adapter.npz"))
+  assert (best.metadata["steps"], last.metadata["steps"]) == (2, 6)
+  assert best.metadata["evaluation"] == {"loss": 1.0}
+  assert any(not np.array_equal(x, last.arrays[name]) for name, x in best.arrays.items())
+
+
+def test_a_held_out_loss_that_is_no_number_stops_and_is_not_saved(data, tmp_path, monkeypatch):
+  given = iter([1.0, float("nan")])
+  monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": next(given)})
+  with pytest.raises(DivergedError, match=r"step 6: the held-out loss is nan; .* checkpoint is step 3"):
+    run(small(data, eval_every=3), tmp_path)
+  with Checkpoints(tmp_path, 2) as checkpoints:
+    assert checkpoints.steps == [3]
+  assert load_adapter(tmp_path / "adapter.best.npz").metadata["steps"] == 3
 
 
 def written(folder):

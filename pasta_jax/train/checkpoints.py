@@ -2,17 +2,18 @@
 
   workdir/
     run.json          the configuration and digests of the data: whose folder this is
-    checkpoints/N/    after N steps: `state` (arrays, in any sharding) and `host` (JSON: loader, watch)
+    checkpoints/N/    after N steps: `state` (arrays, in any sharding) and `host` (JSON: loader, watch, ...)
 
 Orbax writes a checkpoint in the background under a temporary name and renames it when it is whole; what a
 killed run left half-written is removed by the next. Restoring takes the shardings of the mesh at hand.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,18 @@ class _OtherRunError(FolderError):
 class Checkpoints:
   """The checkpoints of one folder. Saving is asynchronous; use as a context manager.
 
+  Attributes:
+    best: steps of the checkpoint that is kept beside the newest ones; to be set.
+
   Raises:
     WeightsError: checkpoints cannot be read or written.
   """
 
   def __init__(self, folder: str | os.PathLike[str], keep: int):
     import orbax.checkpoint as ocp
-    from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
     self.folder = Path(folder).resolve() / _FOLDER
-    keeps = AnyPreservationPolicy(
-      [
-        LatestN(keep),
-        BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False),
-      ]
-    )
+    self.best: int | None = None
     self._logger = logging.getLogger("absl")
     self._level = self._logger.level
     self._logger.setLevel(logging.WARNING)  # Orbax tells of every file, from threads of its own
@@ -66,7 +64,7 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(
         self.folder,
         options=ocp.CheckpointManagerOptions(
-          preservation_policy=keeps, cleanup_tmp_directories=True, enable_async_checkpointing=True
+          preservation_policy=_Keep(self, keep), cleanup_tmp_directories=True, enable_async_checkpointing=True
         ),
       )
 
@@ -99,14 +97,11 @@ class Checkpoints:
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
 
-  def save(
-    self, step: int, state: State, host: dict[str, Any], metrics: dict[str, float] | None = None
-  ) -> None:
+  def save(self, step: int, state: State, host: dict[str, Any]) -> None:
     """Begins to save; the arrays are copied before this returns.
 
     Args:
       host: plain JSON values.
-      metrics: of an evaluation at this step; its `loss` decides which checkpoint is the best.
 
     Raises:
       WeightsError: this one, or the one before it, cannot be written.
@@ -117,7 +112,7 @@ class Checkpoints:
       if step in self._manager.all_steps():
         return
       args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), host=ocp.args.JsonSave(host))
-      self._manager.save(step, args=args, metrics=metrics, force=True)
+      self._manager.save(step, args=args, force=True)
 
   def wait(self) -> None:
     """Until what was saved is on the disk.
@@ -147,6 +142,20 @@ class Checkpoints:
         ),
       )
     return restored["state"], dict(restored["host"])
+
+
+@dataclasses.dataclass
+class _Keep:
+  """What Orbax keeps: the newest `count`, and the best."""
+
+  checkpoints: Checkpoints
+  count: int
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    del context
+    steps = [c.step for c in checkpoints]
+    newest = sorted(steps)[-self.count :]
+    return [step in newest or step == self.checkpoints.best for step in steps]
 
 
 def claim(folder: str | os.PathLike[str], config: Config, files: list[str]) -> bool:

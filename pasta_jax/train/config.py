@@ -58,10 +58,11 @@ class Config:
       else bfloat16.
     mesh: e.g. "data:2,fsdp:4".
     eval_every: steps between evaluations; 0: at the end only.
-    eval_rows: held-out documents of an evaluation at most; 0: all.
+    eval_rows: held-out documents of an evaluation at most; 0: all. Of one file the first ones, of several a
+      fixed sample spread over all.
     log_every: steps between lines of metrics.
     save_every: steps between checkpoints; 0: at the end only.
-    keep: newest checkpoints that are kept, beside the best.
+    keep: newest checkpoints that are kept, beside that of the lowest held-out loss.
     diverged: stop when the loss exceeds this many times its lowest average; 0: never.
   """
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,10 +20,10 @@ from pasta_jax.train.loss import CLASSES
 from pasta_jax.train.metrics import Recorder
 from pasta_jax.train.packing import State as LoaderState
 from pasta_jax.train.report import write_report
-from pasta_jax.train.setup import Run, eval_run, find_file, set_up
+from pasta_jax.train.setup import Run, eval_run, eval_sample, find_file, set_up
 from pasta_jax.train.watch import DivergedError, Watch, stop_between_steps
 
-ADAPTER, MODEL = "adapter.npz", "model"
+ADAPTER, BEST, MODEL = "adapter.npz", "adapter.best.npz", "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,8 @@ def train(config: Config, workdir: str) -> Outcome:
   """Trains, or goes on where an interrupted run of the same configuration stopped.
 
   Args:
-    workdir: takes metrics, checkpoints, the result and a report; the same one resumes.
+    workdir: takes metrics, checkpoints, the result and a report; the same one resumes. With LoRA the result
+      is adapter.npz, and beside it adapter.best.npz has the lowest held-out loss of all evaluations.
 
   Raises:
     ValueError, OSError: with one line for the user.
@@ -55,7 +57,7 @@ def train(config: Config, workdir: str) -> Outcome:
   claim(folder, config, [find_file(name) for name in config.data])
   run = set_up(config)
   program, loader = run.program, run.loader
-  batches = eval_batches(run.data.held_out[: config.eval_rows or None], config.batch_rows, config.length)
+  batches = eval_batches(eval_sample(run.data, config), config.batch_rows, config.length)
   describe(run)
   step_program = compile_step(run)
   watch = Watch(config.diverged)
@@ -68,16 +70,23 @@ def train(config: Config, workdir: str) -> Outcome:
     # Where to begin.
     done = checkpoints.latest or 0
     evaluation: dict[str, float] = {}
+    best: dict[str, Any] | None = None
     if done:
       run.state = {}  # its memory is wanted
       run.state, host = checkpoints.restore(done, program.abstract_state())
       loader.state, watch.state = LoaderState(**host["loader"]), host["watch"]
-      evaluation = host["evaluation"]
+      evaluation, best = host["evaluation"], host.get("best")
+      checkpoints.best = best and best["step"]
       print(f"going on after step {done} of {program.steps}", file=sys.stderr)
 
     def save(step: int) -> None:
-      host = {"loader": dataclasses.asdict(loader.state), "watch": watch.state, "evaluation": evaluation}
-      checkpoints.save(step, run.state, host, evaluation or None)
+      host = {
+        "loader": dataclasses.asdict(loader.state),
+        "watch": watch.state,
+        "evaluation": evaluation,
+        "best": best,
+      }
+      checkpoints.save(step, run.state, host)
 
     def leave(step: int) -> NoReturn:
       checkpoints.wait()
@@ -93,20 +102,32 @@ def train(config: Config, workdir: str) -> Outcome:
         try:
           watch.see(step, figures["loss"], figures["gradient_norm"])
         except DivergedError as e:
-          kept = checkpoints.latest
-          where = f"the last good checkpoint is step {kept}" if kept else "there is no checkpoint yet"
-          advice = "try a lower config.learning_rate or a longer config.warmup, in another --workdir"
-          raise DivergedError(f"{e}; {where} in {checkpoints.folder}; {advice}") from None
+          raise diverged(step, e) from None
+
+      def diverged(step: int, error: Any) -> DivergedError:
+        kept = max((s for s in checkpoints.steps if s < step), default=None)
+        where = f"the last good checkpoint is step {kept}" if kept else "there is no checkpoint before it"
+        advice = "try a lower config.learning_rate or a longer config.warmup, in another --workdir"
+        return DivergedError(f"{error}; {where} in {checkpoints.folder}; {advice}")
 
       def measure(step: int) -> dict[str, float]:
         """The held-out figures after `step`; none where a request to stop came meanwhile."""
+        nonlocal best
         going = itertools.takewhile(lambda _: stop.signal is None, batches)
         figures = evaluate(going, eval_run(run), run.controls)
         if stop.signal is not None:
           return {}
         recorder.evaluation(step, figures)
+        loss = figures["loss"]
+        if not math.isfinite(loss):
+          raise diverged(step, f"step {step}: the held-out loss is {loss}")
+        better = best is None or loss < best["loss"]
+        if better:
+          best, checkpoints.best = {"step": step, "loss": loss}, step
+        if config.lora and better:
+          save_adapter_of(run, folder / BEST, step, figures)
         if config.lora and step < program.steps:
-          save_result(run, folder, step, figures)  # to try while the run goes on
+          save_adapter_of(run, folder / ADAPTER, step, figures)  # to try while the run goes on
         return figures
 
       # A run that was stopped where an evaluation was due has saved without it.
@@ -193,13 +214,17 @@ def describe(run: Run) -> None:
 
 def save_result(run: Run, folder: Path, step: int, evaluation: dict[str, float]) -> Path:
   """The adapter's file, or with all parameters trained the model's folder, after `step` steps."""
+  if run.config.lora:
+    return save_adapter_of(run, folder / ADAPTER, step, evaluation)
+  tokenizer = run.tokenizer if hasattr(run.tokenizer, "save") else None
+  params = unstack(run.state["params"])
+  return save_checkpoint(folder / MODEL, run.program.model, params, tokenizer, overwrite=True)
+
+
+def save_adapter_of(run: Run, path: Path, step: int, evaluation: dict[str, float]) -> Path:
+  """Writes the adapter as it is after `step` steps."""
   config = run.config
-  if not config.lora:
-    tokenizer = run.tokenizer if hasattr(run.tokenizer, "save") else None
-    params = unstack(run.state["params"])
-    return save_checkpoint(folder / MODEL, run.program.model, params, tokenizer, overwrite=True)
   arrays = unstack(jax.device_get(run.program.replicate(run.state["params"])))
   metadata = {"config": config.as_dict(), "steps": step, "evaluation": evaluation}
   adapter = Adapter(arrays, config.lora_config, run.controls is not None, config.model, metadata)
-  path = folder / ADAPTER
   return save_adapter(path, adapter) if jax.process_index() == 0 else path

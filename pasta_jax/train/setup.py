@@ -96,6 +96,14 @@ def read_data(config: Config, tokenizer: Any) -> Data:
   return Data(train, held_out, reports, too_long)
 
 
+def eval_sample(data: Data, config: Config) -> list[Example]:
+  """The held-out documents of an evaluation: the first ones of one file, of several a sample from all."""
+  count = min(config.eval_rows or len(data.held_out), len(data.held_out))
+  if sum(weight > 0 for weight in config.data_weights) == 1:
+    return data.held_out[:count]
+  return [data.held_out[i * len(data.held_out) // count] for i in range(count)]
+
+
 def count_steps(config: Config, loader: Loader) -> int:
   """Steps of the whole run."""
   if config.steps:
