@@ -20,7 +20,7 @@ from pasta_jax.decode.journal import OutputError, partial_path
 from pasta_jax.lang.parse import parse
 from pasta_jax.train.annotate.annotator import Usage
 from pasta_jax.train.annotate.chat import ChatOptions, EndpointError, read_key, retry_after
-from pasta_jax.train.annotate.limits import RateLimit
+from pasta_jax.train.annotate.limits import Gate, RateLimit
 from pasta_jax.train.annotate.rows import Keys
 from pasta_jax.train.annotate.run import RunOptions, parse_extra, parse_prices, run
 from tests.annotate_server import answer_for, endpoint, marked, rows_for
@@ -244,6 +244,41 @@ def test_retry_after_holds_every_row(server, tmp_path):
   assert times[-1] - times[1] < 0.9
 
 
+@pytest.fixture
+def short_minutes(monkeypatch):
+  """Limits hold in windows of 0.6 s."""
+  monkeypatch.setattr(RateLimit.__init__, "__defaults__", (0.6,))
+
+
+def test_retry_after_holds_rows_that_wait_in_a_limit_already(server, tmp_path, short_minutes):
+  server.plans = {"a": [(429, {"retry-after-ms": "1000"}, {}), "good"]}
+  chat = {"requests_per_minute": 2, "backoff": 0.0}
+  run(options(server, tmp_path, rows_for("abcd"), concurrency=4, chat=chat))
+  check_done(tmp_path, "abcd")
+  first, _, *others = (t for t, *_ in server.asked)
+  assert len(others) == 3
+  assert all(t - first >= 0.95 for t in others)
+
+
+def test_retry_after_of_a_row_that_is_not_tried_again_holds_the_others(server, tmp_path):
+  server.plans = {"a": [(429, {"retry-after-ms": "600"}, {})]}
+  with pytest.raises(EndpointError, match="1 of 2 rows have no verdict"):
+    run(options(server, tmp_path, rows_for("ab"), concurrency=1, chat={"attempts": 1}))
+  (first, *_), (second, *_) = server.asked
+  assert second - first >= 0.55
+
+
+def test_rows_that_wait_for_tokens_hold_no_place_among_the_requests(server, tmp_path, short_minutes):
+  small = rows_for("abcdef")
+  big = {"prompt": "How to travel? [big]", "answer": "word " * 20_000, "id": "big"}
+  server.plans = {r["id"]: ["bare"] for r in (big, *small)}  # no counts, so that the estimates stay
+  chat = {"requests_per_minute": 3, "tokens_per_minute": 30_000}
+  run(options(server, tmp_path, [big, *small], concurrency=7, chat=chat))
+  times = [t for t, *_ in server.asked]
+  assert len(times) == 7
+  assert all(later - earlier >= 0.4 for earlier, later in zip(times, times[3:]))
+
+
 def test_an_endpoint_that_asks_to_wait_too_long_is_not_waited_for(server, tmp_path):
   server.plans = {"a": [(429, {"Retry-After": "3600"}, {})]}
   started = time.monotonic()
@@ -272,32 +307,38 @@ def test_retry_after_is_read_in_every_form():
 
 
 def test_rate_limits_hold_in_every_window():
-  async def times(limit, costs):
+  async def times(gate, costs):
     passed = []
 
     async def one(cost):
-      await limit.wait(cost)
+      await gate.wait(cost)
       passed.append((time.monotonic(), cost))
 
     await asyncio.gather(*(one(c) for c in costs))
     return passed
 
-  for limit, costs in ((3, [1] * 8), (100, [60, 30, 50, 20, 500, 10])):
-    passed = asyncio.run(times(RateLimit(limit, period=0.3), costs))
+  for requests, tokens, costs in (
+    (3, 0, [1] * 8),
+    (0, 100, [60, 30, 50, 20, 500, 10]),
+    (3, 100, [500, 10, 10, 10, 10, 60, 60]),
+  ):
+    gate = Gate(RateLimit(requests, period=0.3), RateLimit(tokens, period=0.3))
+    passed = asyncio.run(times(gate, costs))
     assert [c for _, c in passed] == costs  # first come, first served
     for start, _ in passed:
       inside = [c for t, c in passed if start <= t < start + 0.29]
-      assert sum(inside) <= limit or len(inside) == 1
-  unlimited = asyncio.run(times(RateLimit(0), [1000] * 50))
+      assert not requests or len(inside) <= requests
+      assert not tokens or sum(inside) <= tokens or len(inside) == 1
+  unlimited = asyncio.run(times(Gate(RateLimit(0), RateLimit(0)), [1000] * 50))
   assert unlimited[-1][0] - unlimited[0][0] < 0.2
 
 
 def test_a_settled_cost_makes_room():
   async def check():
-    limit = RateLimit(100, period=30.0)
-    entry = await limit.wait(100)
-    limit.settle(entry, 10)
-    await asyncio.wait_for(limit.wait(90), 1)
+    gate = Gate(RateLimit(0), RateLimit(100, period=30.0))
+    entry = await gate.wait(100)
+    gate.tokens.settle(entry, 10)
+    await asyncio.wait_for(gate.wait(90), 1)
 
   asyncio.run(check())
 

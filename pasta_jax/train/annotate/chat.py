@@ -24,7 +24,7 @@ from typing import Any
 
 from pasta_jax.train.annotate.annotator import Usage, charge, charged
 from pasta_jax.train.annotate.lengths import estimated_tokens
-from pasta_jax.train.annotate.limits import RateLimit
+from pasta_jax.train.annotate.limits import Gate, RateLimit
 from pasta_jax.train.annotate.providers import (
   PROVIDERS,
   MalformedReply,
@@ -155,9 +155,7 @@ class ChatClient:
     self._provider = PROVIDERS[options.provider]
     self._url = self._provider.url(options.base_url or self._provider.base_url, options.model)
     self._key = read_key(options.key_env)
-    self._requests = RateLimit(options.requests_per_minute)
-    self._tokens = RateLimit(options.tokens_per_minute)
-    self._not_before = 0.0
+    self._gate = Gate(RateLimit(options.requests_per_minute), RateLimit(options.tokens_per_minute))
 
   def __repr__(self) -> str:
     return f"ChatClient({self.options!r})"
@@ -201,10 +199,8 @@ class ChatClient:
     raise AssertionError("attempts >= 1")
 
   async def _attempt(self, body: Mapping[str, Any], size: int) -> Reply:
-    """One request, when the limits let it pass; `size` is an estimate of its tokens."""
-    await self._pause()
-    await self._requests.wait(1)
-    entry = await self._tokens.wait(size)
+    """One request, when the gate lets it pass; `size` is an estimate of its tokens."""
+    entry = await self._gate.wait(size)
     usage = Usage()
     try:
       reply = await self._once(body)
@@ -214,23 +210,19 @@ class ChatClient:
       usage = charged(e)
       raise
     finally:
-      self._tokens.settle(entry, usage.input_tokens + usage.output_tokens or size)
+      self._gate.tokens.settle(entry, usage.input_tokens + usage.output_tokens or size)
 
   async def _before_another(self, attempt: int, e: _Again) -> None:
     """Waits after an attempt that failed; raises `RowFailed` where no other follows."""
     o = self.options
     self.retries[e.kind] += 1
     wait = max(e.wait, o.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+    if 0 < e.wait <= o.max_wait:  # the endpoint's word goes for every row
+      self._gate.pause(e.wait)
     if attempt == o.attempts or e.wait > o.max_wait:
       more = f"; it asks to wait {e.wait:.0f} s" if e.wait > o.max_wait else ""
       raise RowFailed(e.kind, f"{e} (attempt {attempt}){more}")
-    if e.wait:  # the endpoint's word goes for every row
-      self._not_before = max(self._not_before, time.monotonic() + e.wait)
     await asyncio.sleep(min(wait, o.max_wait))
-
-  async def _pause(self) -> None:
-    while (left := self._not_before - time.monotonic()) > 0:
-      await asyncio.sleep(left)
 
   async def _once(self, body: Mapping[str, Any]) -> Reply:
     try:
