@@ -87,6 +87,11 @@ def run_main(main: Callable[[], None]) -> int:
   except (ValueError, OSError, ImportError) as e:
     print(f"error: {e}", file=sys.stderr)
     return 1
+  except RuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):  # a device without memory left; all else is a defect of ours
+      raise
+    print(f"error: not enough memory: {' '.join(str(e).split())[:300]}", file=sys.stderr)
+    return 1
 
 
 def _detail(e: BaseException) -> str:

@@ -15,11 +15,14 @@ import pytest
 
 from pasta_jax.model.adapter import load_adapter, with_adapter
 from pasta_jax.model.errors import WeightsError
-from pasta_jax.runtime import Terminated
-from pasta_jax.train import loop
+from pasta_jax.model.memory import told_when_memory_runs_out
+from pasta_jax.runtime import Terminated, run_main
+from pasta_jax.train import loop, setup
 from pasta_jax.train.checkpoints import Checkpoints, FolderError, claim
 from pasta_jax.train.packing import Loader
 from pasta_jax.train.rows import RowsError
+from pasta_jax.train.setup import set_up
+from pasta_jax.train.step import Program
 from pasta_jax.train.watch import DivergedError, Watch
 from tests.train_toy import losses, run, small, toy, write_rows
 
@@ -286,6 +289,39 @@ def test_a_step_that_cannot_fit_fails_before_the_first(data, tmp_path, monkeypat
   monkeypatch.setattr(loop, "device_bytes_free", lambda device: 1000)
   with pytest.raises(ValueError, match=r"a step needs .* GB beside the weights"):
     run(small(data), tmp_path / "run")
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_weights_and_optimiser_that_cannot_fit_fail_before_they_are_made(data, monkeypatch, lora):
+  config, size = small(data, lora=lora), sum(x.nbytes for x in toy().params.values())
+  trained = 4 * sum(s.size for s in set_up(config, toy()).program.trained.values())
+  assert lora or trained == size
+  # AdamW has two numbers beside each that is trained; what was loaded is used again.
+  need = (3 if lora else 2) * trained
+  monkeypatch.setattr(setup, "device_bytes_free", lambda device: need + 64)
+  set_up(config, toy())
+  monkeypatch.setattr(setup, "device_bytes_free", lambda device: need - 64)
+  monkeypatch.setattr(Program, "new_state", lambda *_: pytest.fail("the state was made"))
+  with pytest.raises(ValueError, match=r"the optimiser's state need .* GB of memory, .* are free") as e:
+    set_up(config, toy())
+  assert "\n" not in str(e.value)
+  assert ("config.lora=True" in str(e.value)) != lora
+
+
+def test_a_device_without_memory_left_is_one_line(data, tmp_path, monkeypatch, capsys):
+  def full(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes")
+
+  monkeypatch.setattr(Loader, "next", full)
+  assert run_main(lambda: run(small(data), tmp_path / "run")) == 1
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error.startswith(
+    "error: not enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes; use"
+  )
+  assert run_main(full) == 1
+  assert capsys.readouterr().err.count("\n") == 1
+  with pytest.raises(RuntimeError, match="defect"), told_when_memory_runs_out(""):
+    raise RuntimeError("a defect")
 
 
 def test_all_parameters_give_a_model_folder(data, tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 """Whether weights will fit: bytes needed per device against bytes free, before anything is allocated."""
 
+import contextlib
 import ctypes
 import math
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
 
-from pasta_jax.model.errors import WeightsError
+from pasta_jax.model.errors import WeightsError, one_line
 from pasta_jax.model.params import ParamSpec
 
 
@@ -56,29 +57,49 @@ def device_bytes_free(device: Any) -> int | None:
   return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
 
 
-def check_fits(
-  what: str, table: Mapping[str, ParamSpec], dtype: Any, shardings: Mapping[str, Sharding] | None
-) -> None:
-  """Raises WeightsError where the weights in `table` cannot fit on the devices that shall hold them.
+def device_bytes(tree: Any) -> int:
+  """Bytes of arrays, or of their shapes and shardings, on each device of this host; on CPU on all of them.
 
   On CPU every device draws on the same host memory and equal shards share one buffer, so that distinct
   shards are counted, once.
   """
-  itemsize = jnp.dtype(dtype).itemsize
+  return sum(_shard_bytes(x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(tree))
+
+
+def _shard_bytes(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> int:
+  size = math.prod(sharding.shard_shape(shape)) * jnp.dtype(dtype).itemsize
+  device: Any = next(iter(sharding.addressable_devices))
+  if device.platform != "cpu":
+    return size
+  places = sharding.addressable_devices_indices_map(shape).values()
+  return size * len({str(index) for index in places})
+
+
+@contextlib.contextmanager
+def told_when_memory_runs_out(advice: str) -> Iterator[None]:
+  """Within, and in functions that it decorates, a device that has no memory left is one line for the user.
+
+  Raises:
+    ValueError: with the runtime's own words and `advice`, in place of its RESOURCE_EXHAUSTED error.
+  """
+  try:
+    yield
+  except RuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    raise ValueError(f"not enough memory: {one_line(e, 200)}; {advice}") from None
+
+
+def check_fits(
+  what: str, table: Mapping[str, ParamSpec], dtype: Any, shardings: Mapping[str, Sharding] | None
+) -> None:
+  """Raises WeightsError where the weights in `table` cannot fit on the devices that shall hold them."""
   device = jax.local_devices()[0]
   if shardings:
     device = next(iter(next(iter(shardings.values())).addressable_devices))
-  need = 0
-  for name, spec in table.items():
-    if not shardings:
-      need += spec.size * itemsize
-      continue
-    sharding = shardings[name]
-    shard = math.prod(sharding.shard_shape(spec.shape)) * itemsize
-    if device.platform == "cpu":
-      places = sharding.addressable_devices_indices_map(spec.shape).values()
-      shard *= len({str(index) for index in places})
-    need += shard
+    need = sum(_shard_bytes(spec.shape, dtype, shardings[name]) for name, spec in table.items())
+  else:
+    need = sum(spec.size for spec in table.values()) * jnp.dtype(dtype).itemsize
   free = device_bytes_free(device)
   if free is not None and need > free:
     per = "on each device" if shardings and device.platform != "cpu" else "of memory"

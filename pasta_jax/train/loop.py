@@ -11,7 +11,7 @@ import jax
 
 from pasta_jax.model.adapter import Adapter, save_adapter
 from pasta_jax.model.checkpoint import save_checkpoint
-from pasta_jax.model.memory import device_bytes_free
+from pasta_jax.model.memory import device_bytes_free, told_when_memory_runs_out
 from pasta_jax.train.checkpoints import Checkpoints, claim
 from pasta_jax.train.config import Config
 from pasta_jax.train.evaluate import eval_batches, evaluate
@@ -24,6 +24,8 @@ from pasta_jax.train.setup import Run, eval_run, eval_sample, find_file, set_up
 from pasta_jax.train.watch import DivergedError, Watch, stop_between_steps
 
 ADAPTER, BEST, MODEL = "adapter.npz", "adapter.best.npz", "model"
+
+_LESS = "use config.remat=full, a smaller config.logits_tokens, a larger config.accumulate, or a larger mesh"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Outcome:
   result: Path
 
 
+@told_when_memory_runs_out(_LESS)
 def train(config: Config, workdir: str) -> Outcome:
   """Trains, or goes on where an interrupted run of the same configuration stopped.
 
@@ -180,8 +183,7 @@ def compile_step(run: Run) -> Any:
   free = device_bytes_free(program.mesh.local_devices[0])
   if free is not None and need > free:
     raise ValueError(
-      f"a step needs {need / 1e9:.1f} GB beside the weights, {free / 1e9:.1f} GB are free; use "
-      "config.remat=full, a smaller config.logits_tokens, a larger config.accumulate, or a larger mesh"
+      f"a step needs {need / 1e9:.1f} GB beside the weights, {free / 1e9:.1f} GB are free; {_LESS}"
     )
   return compiled
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pasta_jax.lang.marks import ControlIds
 from pasta_jax.model.lora import first_mark, init_adapter
 from pasta_jax.model.marks import with_marks
+from pasta_jax.model.memory import device_bytes, device_bytes_free
 from pasta_jax.model.params import Params
 from pasta_jax.model.sharding import make_mesh
 from pasta_jax.model.weights import LoadedModel, load_model
@@ -151,24 +152,55 @@ def set_up(config: Config, model: LoadedModel | None = None) -> Run:
   loader = Loader(data.train, batch=config.batch_rows, length=config.length, seed=config.seed)
   if not config.twin:
     model = with_marks(model)
-  controls = None if config.twin else model.tokenizer.controls
+  tokenizer, params = model.tokenizer, dict(model.params)
+  controls = None if config.twin else tokenizer.controls
   program = Program(
     config,
     model.config,
-    min(model.tokenizer.vocab_size, model.config.vocab_size),
+    min(tokenizer.vocab_size, model.config.vocab_size),
     None if controls is None else first_mark(controls),
     count_steps(config, loader),
     mesh,
   )
+  del model  # so that its parameters are freed as they are stacked
+  check_state_fits(program, params)
   if config.lora:
-    trained = _new_adapter(program, model.params, controls)
-    own = {name: x.astype(compute) for name, x in model.params.items()}
+    trained = _new_adapter(program, params, controls)
+    own = {name: params.pop(name).astype(compute) for name in list(params)}
     frozen = stack(own, program.shardings(program.frozen))
   else:
-    own = {name: x.astype(jnp.float32) for name, x in model.params.items()}
+    own = {name: params.pop(name).astype(jnp.float32) for name in list(params)}
     trained, frozen = stack(own, program.shardings(program.trained)), {}
   state = program.new_state(trained)
-  return Run(config, program, frozen, state, loader, data, controls, model.tokenizer)
+  return Run(config, program, frozen, state, loader, data, controls, tokenizer)
+
+
+def check_state_fits(program: Program, params: Params) -> None:
+  """Raises ValueError where weights and the optimiser's state cannot fit, before they are made.
+
+  Args:
+    params: as they were loaded; their memory is used again.
+  """
+  shardings = program.shardings(program.frozen)
+  frozen = {
+    name: jax.ShapeDtypeStruct(spec.shape, program.compute_dtype, sharding=shardings[name])
+    for name, spec in program.frozen.items()
+  }
+  need = device_bytes((program.abstract_state(), frozen))
+  device = program.mesh.local_devices[0]
+  free = device_bytes_free(device)
+  if free is None or need <= (there := free + device_bytes(params)):
+    return
+  where = "of memory" if device.platform == "cpu" else "on each device"
+  less = (
+    "a smaller model or a larger config.mesh"
+    if program.config.lora
+    else "config.lora=True or a larger config.mesh"
+  )
+  raise ValueError(
+    f"the weights and the optimiser's state need {need / 1e9:.2f} GB {where}, {there / 1e9:.2f} GB are free; "
+    f"use {less}"
+  )
 
 
 def _new_adapter(program: Program, params: Params, controls: ControlIds | None) -> Params:
