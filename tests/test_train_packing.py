@@ -140,9 +140,45 @@ def test_the_twin_has_the_same_rows_in_the_same_batches_without_marks():
 
 
 def test_documents_that_do_not_fit_are_named():
-  examples, too_long = lay_out_all(rows_of(4), TOKENIZER, Layout(), 40)
+  examples, too_long, bad = lay_out_all(rows_of(4), TOKENIZER, Layout(), 40)
   assert len(examples) + len(too_long) == 4
   assert any(where.startswith("x:1 (") for where in too_long)
+  assert not bad
+
+
+def chunks(count, topic="cat", body="a cat"):
+  return [Chunk(topic, 10, body)] * count
+
+
+@pytest.mark.parametrize(
+  ("good", "bad", "message"),
+  [
+    (chunks(1, body="x" * 384), chunks(1, body="x" * 385), "chunk 1 has 385 tokens, decoding allows 384"),
+    (chunks(16), chunks(17), "round 1 has 17 chunks, decoding allows 16"),
+    (
+      [*chunks(16), Sync(), *chunks(16)],
+      [*chunks(16), Sync(), *chunks(15), Sync(), *chunks(2)],
+      "the answer has 33 chunks, decoding allows 32",
+    ),
+  ],
+)
+@pytest.mark.parametrize("twin", [False, True])
+def test_documents_that_the_decoder_cannot_draw_are_bad(good, bad, message, twin):
+  rows = [Row(f"x:{n}", "hello", Document.of([Text("So: "), *parts])) for n, parts in enumerate((good, bad))]
+  examples, too_long, problems = lay_out_all(rows, TOKENIZER, Layout(twin=twin), 10**6)
+  assert [e.row.where for e in examples] == ["x:0"]
+  assert (too_long, problems) == ([], {"x:1": f"document: {message}"})
+
+
+def test_topics_are_cut_where_decoding_ends_them_and_keep_their_room():
+  long = Document.of([Text("So: "), *chunks(1, "abcdefgh"), *chunks(1, "123456789 12")])
+  short = Document.of([Text("So: "), *chunks(1, "abcdefgh"), *chunks(1, "12345678")])
+  rows = [Row(f"x:{n}", "hello", d) for n, d in enumerate((long, short))]
+  cut, as_it_is = lay_out_all(rows, TOKENIZER, Layout(), 200)[0]
+  assert (cut.cut, as_it_is.cut) == (1, 0)
+  for field in dataclasses.fields(cut.sequence):
+    assert np.array_equal(getattr(cut.sequence, field.name), getattr(as_it_is.sequence, field.name))
+  assert cut.room == as_it_is.room + 4 == len(lay_out(rows[0], TOKENIZER, Layout()).sequence)
 
 
 def test_no_documents_are_refused():

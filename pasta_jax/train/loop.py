@@ -165,7 +165,7 @@ def train(config: Config, workdir: str) -> Outcome:
     # The end.
     checkpoints.wait()
     result = save_result(run, folder, program.steps, evaluation)
-    write_report(folder, config, evaluation)
+    write_report(folder, config, run.data, evaluation, best)
   return Outcome(program.steps, evaluation, result)
 
 
@@ -202,9 +202,13 @@ def describe(run: Run) -> None:
   program, data = run.program, run.data
   for report in data.reports:
     print(report, file=sys.stderr)
-  if data.too_long:
-    shown = ", ".join(data.too_long[:3]) + (", ..." if len(data.too_long) > 3 else "")
-    print(f"{len(data.too_long)} documents exceed {run.config.length} tokens: {shown}", file=sys.stderr)
+    for what, places in (
+      (f"documents exceed {run.config.length} tokens", report.too_long),
+      ("documents have a topic longer than decoding allows, which is cut", report.cut),
+    ):
+      if places:
+        shown = ", ".join(places[:3]) + (", ..." if len(places) > 3 else "")
+        print(f"{len(places)} {what}: {shown}", file=sys.stderr)
   count = sum(s.size for s in program.trained.values())
   print(
     f"{'twin' if run.config.twin else 'pasta'}: {sum(len(e) for e, _ in data.train)} documents to train on, "

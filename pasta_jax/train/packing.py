@@ -18,8 +18,11 @@ import numpy as np
 
 from pasta_jax.lang import sequence as lang_sequence
 from pasta_jax.lang.document import Document, Text
+from pasta_jax.lang.grammar import Limits, grant
+from pasta_jax.lang.marks import ControlIds, rounded
 from pasta_jax.lang.sequence import NO_TARGET, Target, training_sequence
-from pasta_jax.lang.threads import encode_document
+from pasta_jax.lang.threads import Threads, encode_document
+from pasta_jax.lang.threads import problems as thread_problems
 from pasta_jax.train.rows import Row
 
 Batch = dict[str, np.ndarray]
@@ -53,11 +56,13 @@ class Example:
     row: where it comes from.
     sequence: what is trained on.
     room: tokens that it takes in a packed row: those of the marked document, also for the twin.
+    cut: topics that were cut to what the decoder draws.
   """
 
   row: Row
   sequence: lang_sequence.Sequence
   room: int
+  cut: int = 0
 
 
 def prompt_ids(tokenizer: Any, prompt: str | Sequence[dict[str, str]]) -> list[int]:
@@ -69,45 +74,99 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[dict[str, str]]) -> list[i
   return tokenizer.encode(prompt, bos=tokenizer.add_bos)
 
 
-def lay_out(row: Row, tokenizer: Any, layout: Layout) -> Example:
+def lay_out(row: Row, tokenizer: Any, layout: Layout, limits: Limits | None = None) -> Example:
   """One document as a training sequence, weights by class included.
 
   Args:
     tokenizer: with control ids, for the twin too (they give the room that the marked document takes).
+    limits: of the decoder, that the marked document must keep, but for topics, which are cut as decoding
+      cuts them; None for the document as it is.
+
+  Raises:
+    ValueError: the chat template refuses the prompt, or the document exceeds `limits`.
   """
   controls, end = tokenizer.controls, tokenizer.stop_ids[0]
   prompt = prompt_ids(tokenizer, row.prompt)
 
-  def sequence_of(document: Document) -> lang_sequence.Sequence:
-    threads = encode_document(document, tokenizer.encode, controls)
+  def sequence_of(threads: Threads) -> lang_sequence.Sequence:
     return training_sequence(
       prompt, threads, controls, end, fork=layout.fork, positions=layout.positions, fixed=layout.fixed
     )
 
-  sequence = sequence_of(row.document)
+  threads, cut = encode_document(row.document, tokenizer.encode, controls), 0
+  sequence = sequence_of(threads)
   room = len(sequence)
+  if limits:
+    if found := undrawable(row.document, threads, controls, limits):
+      raise ValueError(f"document: {found}")
+    threads, cut = cut_topics(threads, controls, limits.topic_pieces)
+    sequence = sequence_of(threads) if cut else sequence
   if layout.twin:
-    sequence = sequence_of(Document.of([Text(row.document.plain)]))
+    plain = Document.of([Text(row.document.plain)])
+    sequence = sequence_of(encode_document(plain, tokenizer.encode, controls))
     room = max(room, len(sequence))
   factors = np.ones(len(Target), np.float32)
   for name, factor in layout.class_weights:
     factors[Target[name.upper()]] = factor
   weight = sequence.weight * factors[sequence.kind]
-  return Example(row, dataclasses.replace(sequence, weight=weight), room)
+  return Example(row, dataclasses.replace(sequence, weight=weight), room, cut)
+
+
+def undrawable(document: Document, threads: Threads, controls: ControlIds, limits: Limits) -> str | None:
+  """Why the decoder could not draw a document's ids, or None; topics aside."""
+  if found := thread_problems(threads, controls):
+    return found[0]
+  counts = [("the answer", "chunks", len(threads.chunks), limits.chunks)]
+  for number, members in enumerate(document.rounds, start=1):
+    counts.append((f"round {number}", "chunks", len(members), limits.round_chunks))
+  for number, body in enumerate(threads.chunks, start=1):
+    most = grant(limits, rounded(len(body)), 10**9, min, max)
+    counts.append((f"chunk {number}", "tokens", len(body), most))
+  for what, unit, count, most in counts:
+    if count > most:
+      return f"{what} has {count} {unit}, decoding allows {most}"
+  return None
+
+
+def cut_topics(threads: Threads, controls: ControlIds, pieces: int) -> tuple[Threads, int]:
+  """Topics of at most `pieces` ids, where decoding ends them with a length; and how many were longer."""
+  main: list[int] = []
+  cut, room = 0, None  # what is left to the topic under way
+  for token in threads.main:
+    if token == controls.promise:
+      room = pieces
+    elif token in controls.lens:
+      cut += room is not None and room < 0
+      room = None
+    elif room is not None:
+      room -= 1
+      if room < 0:
+        continue
+    main.append(token)
+  return dataclasses.replace(threads, main=tuple(main)), cut
 
 
 def lay_out_all(
   rows: Sequence[Row], tokenizer: Any, layout: Layout, length: int
-) -> tuple[list[Example], list[str]]:
-  """All rows that fit into `length` tokens, and where the others stand."""
-  examples, too_long = [], []
+) -> tuple[list[Example], list[str], dict[str, str]]:
+  """All rows that can be trained on and fit into `length` tokens.
+
+  Returns:
+    Them; where those stand that are longer; and from file and line of those that the chat template refuses or
+    the decoder could not draw to what is wrong with them.
+  """
+  examples, too_long, bad = [], [], {}
   for row in rows:
-    example = lay_out(row, tokenizer, layout)
+    try:
+      example = lay_out(row, tokenizer, layout, Limits())
+    except ValueError as e:
+      bad[row.where] = str(e)
+      continue
     if example.room <= length:
       examples.append(example)
     else:
       too_long.append(f"{row.where} ({example.room} tokens)")
-  return examples, too_long
+  return examples, too_long, bad
 
 
 def pack(rooms: Sequence[int], length: int) -> list[list[int]]:

@@ -10,12 +10,20 @@ import jax
 from pasta_jax.train.config import Config
 from pasta_jax.train.loss import CLASSES
 from pasta_jax.train.metrics import METRICS, read_metrics
+from pasta_jax.train.rows import Report
+from pasta_jax.train.setup import Data, eval_sample
 
 REPORT = "report.md"
 
 
-def write_report(folder: Path, config: Config, evaluation: dict[str, float]) -> list[Path]:
+def write_report(
+  folder: Path, config: Config, data: Data, evaluation: dict[str, float], best: dict[str, Any] | None
+) -> list[Path]:
   """Writes report.md, loss.png, marks.png and speed.png into a run's folder; what was there is replaced.
+
+  Args:
+    evaluation: the last one's metrics.
+    best: step and loss of the evaluation with the lowest loss.
 
   Returns:
     The files; without matplotlib the text alone.
@@ -24,10 +32,18 @@ def write_report(folder: Path, config: Config, evaluation: dict[str, float]) -> 
     return []
   lines = read_metrics(folder / METRICS)
   plots = _plots(folder, lines)
+  figures = [(name, f"{value:.4f}") for name, value in evaluation.items()]
+  if best:
+    figures.append(("lowest loss", f"{best['loss']:.4f}, after step {best['step']}"))
+  documents = sum(len(examples) for examples, _ in data.train)
   text = [
     f"# {'Twin' if config.twin else 'PASTA'}: {config.model}, {lines[-1]['step'] if lines else 0} steps",
     "",
-    *_table(("held out", "value"), [(name, f"{value:.4f}") for name, value in evaluation.items()]),
+    *_table(("held out", "value"), figures),
+    *_table(_COUNTS, [_counts(report) for report in data.reports]),
+    f"{documents} documents to train on, {len(data.held_out)} held out, "
+    f"{len(eval_sample(data, config))} of them evaluated.",
+    "",
     *(f"![{plot.stem}]({plot.name})\n" for plot in plots),
     *_table(("setting", "value"), [(name, f"`{value}`") for name, value in config.as_dict().items()]),
   ]
@@ -36,6 +52,23 @@ def write_report(folder: Path, config: Config, evaluation: dict[str, float]) -> 
   beside.write_text("\n".join(text) + "\n")
   os.replace(beside, path)
   return [path, *plots]
+
+
+_COUNTS = (
+  "data",
+  "good rows",
+  "with chunks",
+  "repeated",
+  "bad",
+  "longer than a packed row",
+  "with topics cut",
+)
+
+
+def _counts(report: Report) -> tuple[str, ...]:
+  counts = (report.rows, report.split, report.repeated)
+  places = (report.problems, report.too_long, report.cut)
+  return (f"`{report.path}`", *map(str, counts), *(str(len(p)) for p in places))
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

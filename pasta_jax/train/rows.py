@@ -53,6 +53,8 @@ class Report:
     split: those whose answer has chunks.
     repeated: rows left out since a row with the same prompt and document stood before them.
     problems: of bad rows, each with its line.
+    too_long: where rows stand that do not fit a packed row.
+    cut: where rows stand whose topics were cut, see packing.lay_out.
   """
 
   path: str
@@ -60,6 +62,8 @@ class Report:
   split: int
   repeated: int
   problems: tuple[str, ...]
+  too_long: tuple[str, ...] = ()
+  cut: tuple[str, ...] = ()
 
   def __str__(self) -> str:
     text = f"{self.path}: {self.rows} rows, {self.split} with chunks"
@@ -70,6 +74,11 @@ class Report:
       text += f", {len(self.problems)} bad: " + "; ".join(self.problems[:_SHOWN])
       text += f"; and {more} more" if more > 0 else ""
     return text
+
+  def check(self) -> None:
+    """Raises RowsError where rows are bad."""
+    if self.problems:
+      raise RowsError(f"{self}; mend them, or leave them out with skip_bad_rows=True")
 
 
 def read_rows(path: str, *, skip_bad: bool = False) -> tuple[list[Row], Report]:
@@ -100,8 +109,8 @@ def read_rows(path: str, *, skip_bad: bool = False) -> tuple[list[Row], Report]:
     seen.add(key)
   split = sum(r.document.splits for r in rows)
   report = Report(str(path), len(rows), split, repeated, tuple(problems))
-  if problems and not skip_bad:
-    raise RowsError(f"{report}; mend them, or leave them out with skip_bad_rows=True")
+  if not skip_bad:
+    report.check()
   if not rows:
     raise RowsError(f"{path}: holds no rows to train on")
   return rows, report

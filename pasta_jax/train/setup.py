@@ -29,13 +29,11 @@ class Data:
     train: per file, its documents and how often an epoch has them.
     held_out: documents for evaluation.
     reports: per file.
-    too_long: where documents stand that do not fit a row of T tokens.
   """
 
   train: list[tuple[list[Example], float]]
   held_out: list[Example]
   reports: list[Report]
-  too_long: list[str]
 
 
 @dataclasses.dataclass
@@ -81,20 +79,32 @@ def read_data(config: Config, tokenizer: Any) -> Data:
   layout = Layout(
     config.twin, config.fork, config.positions, config.fixed, tuple(sorted(config.class_weights.items()))
   )
-  train, held_out, reports, too_long = [], [], [], []
+  train, held_out, reports = [], [], []
   for name, weight in zip(config.data, config.data_weights, strict=True):
     rows, report = read_rows(find_file(name), skip_bad=config.skip_bad_rows)
+    examples, too_long, bad = lay_out_all(rows, tokenizer, layout, config.length)
+    report = dataclasses.replace(
+      report,
+      rows=report.rows - len(bad),
+      split=sum(row.document.splits for row in rows if row.where not in bad),
+      problems=report.problems + tuple(f"line {w.rpartition(':')[2]}: {p}" for w, p in bad.items()),
+      too_long=tuple(too_long),
+      cut=tuple(example.row.where for example in examples if example.cut),
+    )
+    if not config.skip_bad_rows:
+      report.check()
     reports.append(report)
-    examples, long = lay_out_all(rows, tokenizer, layout, config.length)
-    too_long += long
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
       parts[is_held_out(example.row.prompt, config.holdout)].append(example)
     train.append((parts[0], weight))
     held_out += parts[1] if weight else []
   if not any(examples for examples, weight in train if weight):
-    raise RowsError(f"no row of {', '.join(config.data)} fits into config.length {config.length} tokens")
-  return Data(train, held_out, reports, too_long)
+    raise RowsError(
+      f"no row of {', '.join(config.data)} to train on is good and fits into config.length {config.length} "
+      "tokens"
+    )
+  return Data(train, held_out, reports)
 
 
 def eval_sample(data: Data, config: Config) -> list[Example]:
