@@ -27,6 +27,9 @@ def main(*flags: str) -> subprocess.CompletedProcess:
     (["--config.schedule=cosin"], "did you mean 'cosine'?"),
     (["--config.data=('none.jsonl',)"], "none.jsonl"),
     (["extra"], "unexpected argument 'extra'"),
+    (["--processes=2", "--process=0"], "--processes and --process without --coordinator"),
+    (["--process=0"], "--process without --coordinator"),
+    (["--coordinator=localhost:1", "--processes=2", "--process=2"], "they count from 0"),
   ],
 )
 def test_mistakes_end_with_one_line(tmp_path, flags, message):

@@ -25,7 +25,19 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.", lowe
 _PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.", lower_bound=0)
 
 
+def _check_processes() -> None:
+  """Raises ValueError for flags of several processes that would start this one alone."""
+  given = [f"--{f.name}" for f in (_PROCESSES, _PROCESS) if f.value is not None]
+  if given and not (_DISTRIBUTED.value or _COORDINATOR.value):
+    raise ValueError(
+      f"{' and '.join(given)} without --coordinator; give it, or --distributed where there is none"
+    )
+  if None not in (_PROCESSES.value, _PROCESS.value) and _PROCESS.value >= _PROCESSES.value:
+    raise ValueError(f"--process={_PROCESS.value} of --processes={_PROCESSES.value}: they count from 0")
+
+
 def _run() -> None:
+  _check_processes()
   runtime.use_compilation_cache(_CACHE.value)
   from pasta_jax.train.config import Config
   from pasta_jax.train.loop import train
