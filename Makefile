@@ -7,12 +7,12 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-PROMPT ?= What is gravity?
+PROMPT ?= What are the four seasons like?
 
 .PHONY: demo test lint types pytest speed clean check-python
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m pasta_jax.decode.main --model=smollm2-135m --prompt="$(PROMPT)"
+	$(BIN)/python -m pasta_jax.eval.demo --prompt="$(PROMPT)"
 
 test: lint types pytest
 

@@ -43,7 +43,7 @@ def test_both_were_trained_by_the_recipe_that_is_in_the_repository_and_alike(ada
 
 
 def test_the_demonstration_splits_its_prompt_and_tells_both_speedups(tmp_path):
-  prompt = "Give three tips for sleeping better, with one sentence on each."
+  prompt = "Compare tea, coffee and water as morning drinks."
   path = tmp_path / "figures.json"
   command = [sys.executable, "-m", "pasta_jax.eval.demo", f"--prompt={prompt}", f"--json={path}"]
   out = subprocess.run(

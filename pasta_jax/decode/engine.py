@@ -154,7 +154,7 @@ class Engine:
         raise ValueError("several lanes need a model with ids for the marks: pass it through with_marks()")
       if not self.tokenizer.stop_ids:
         raise ValueError("several lanes need a model with an id that ends an answer")
-      widths = step_widths(lanes, platform)
+      widths = step_widths(lanes, platform, batch_size)
       loop = Loop(
         segment, widths, controls, keep_logits, tuple(self.tokenizer.stop_ids),
         step_rows(widths, batch_size, platform),

@@ -55,12 +55,17 @@ def least_rows(platform: str) -> int:
   return 8 if platform == "tpu" else 1
 
 
-def step_widths(lanes: int, platform: str) -> tuple[int, ...]:
-  """Lanes of the compiled steps: powers of two up to the first that holds `lanes`, from `least_rows` on."""
+def step_widths(lanes: int, platform: str, batch: int = 1) -> tuple[int, ...]:
+  """Lanes of the compiled steps: powers of two up to the first that holds `lanes`, from `least_rows` on.
+
+  A CPU pays for every row of a product, so that a request that is alone there gets widths halfway between too;
+  several together have `step_rows`.
+  """
   widths = [least_rows(platform)]
   while widths[-1] < lanes:
     widths.append(2 * widths[-1])
-  return tuple(widths)
+  halfway = [3 * w // 2 for w in widths[1:-1]] if platform == "cpu" and batch == 1 else []
+  return tuple(sorted(widths + halfway))
 
 
 def step_rows(widths: tuple[int, ...], batch: int, platform: str) -> tuple[tuple[int, ...], ...]:
