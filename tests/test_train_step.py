@@ -6,13 +6,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pasta_jax.lang.sequence import NO_TARGET
 from pasta_jax.model import transformer
+from pasta_jax.model.lora import LoraConfig, adapter_table
+from pasta_jax.model.params import param_table
+from pasta_jax.train.forward import stack_table
 from pasta_jax.train.packing import fill
 from pasta_jax.train.setup import set_up
-from pasta_jax.train.step import make_schedule
+from pasta_jax.train.step import make_optimizer, make_schedule
 from tests.toy import toy_model
 from tests.train_toy import CFG, small, toy, write_rows
 from tests.weights_files import CONFIGS
@@ -165,6 +169,35 @@ def test_schedules():
     assert rates.max() == 1
   np.testing.assert_allclose([cosine[-1], linear[-1], constant[-1]], [0.1, 0.1, 1.0], atol=1e-6)
   np.testing.assert_allclose(linear[55], 0.55, atol=1e-6)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_weight_decay_spares_norms_biases_and_the_marks_rows(lora):
+  cfg = CONFIGS["qwen2"].replace(qk_norm=True, post_norms=True)
+  table = adapter_table(cfg, LoraConfig(2, 4.0), True) if lora else param_table(cfg)
+  params = {name: np.ones(s.shape, np.float32) for name, s in stack_table(table).items()}
+  config = small("x", learning_rate=0.5, schedule="constant", warmup=0.0, weight_decay=0.1)
+  optimizer = make_optimizer(config, 10)
+  zeros = jax.tree.map(np.zeros_like, params)
+  updates = jax.jit(lambda p: optimizer.update(zeros, optimizer.init(p), p)[0])(params)
+  decayed = {name for name, x in updates.items() if np.all(x)}
+  assert all(not np.any(x) for name, x in updates.items() if name not in decayed)
+  maps = {f"layers.{n}" for n in ("q", "k", "v", "o", "gate", "up", "down")}
+  assert decayed == ({f"{n}.{x}" for n in maps for x in "ab"} if lora else {*maps, "embed"})
+  np.testing.assert_allclose(updates[min(decayed)], -0.05, rtol=1e-6)
+
+
+def test_clipping_cuts_the_gradients_norm_over_all_parameters():
+  params = {"q": jnp.ones((3, 4)), "final_norm": jnp.ones(5)}
+  for clip, scale, expected in ((2.0, 10.0, 2.0), (2.0, 0.1, 0.1), (0.0, 10.0, 10.0)):
+    gradient = {"q": jnp.full((3, 4), 0.6 * scale / 12**0.5), "final_norm": jnp.full(5, 0.8 * scale / 5**0.5)}
+    optimizer = make_optimizer(small("x", clip=clip), 10)
+    _, state = jax.jit(lambda g, o=optimizer: o.update(g, o.init(params), params))(gradient)
+    first = optax.tree_utils.tree_get(state, "mu")  # (1 - b1) times what Adam was given
+    given = {name: np.asarray(x) / (1 - 0.9) for name, x in first.items()}
+    norm = np.sqrt(sum(np.square(x).sum() for x in given.values()))
+    np.testing.assert_allclose(norm, expected, rtol=1e-5)
+    np.testing.assert_allclose(given["q"] / gradient["q"], expected / scale, rtol=1e-5)
 
 
 def test_a_batch_that_does_not_divide_over_the_mesh_and_other_misfits_are_refused(data):

@@ -40,7 +40,7 @@ class Config:
     schedule: after the warm-up: "cosine" or "linear" to `final_rate` times the peak, or "constant".
     warmup: fraction of the steps.
     final_rate: see schedule.
-    weight_decay: AdamW's; not on vectors, nor on the marks' rows.
+    weight_decay: AdamW's; not on norms and biases, nor, with LoRA, on the marks' rows.
     adam_b1, adam_b2, adam_eps: AdamW's.
     clip: the gradient's norm is cut to this; 0 turns that off.
     batch_rows: rows of T tokens in a step.

@@ -57,7 +57,8 @@ def make_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
   """AdamW behind a cut of the gradient's norm."""
 
   def decays(params: Mapping[str, Any]) -> dict[str, bool]:
-    return {name: p.ndim > 1 and not name.endswith(".rows") for name, p in params.items()}
+    spared = (".rows", "_bias", "_norm")  # what is stacked over layers has an axis more than it is
+    return {name: not name.endswith(spared) for name in params}
 
   adamw = optax.adamw(
     make_schedule(config, steps),
