@@ -143,13 +143,23 @@ def measure() -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> str:
-  torch = figures["torch_full_tokens_per_second"]
-  rows = [
-    ("all parameters", f"{figures['full']['tokens_per_second']:.0f}"),
+  """Tokens per second of each step and of the loader, and how they compare."""
+  full, torch = figures["full"], figures["torch_full_tokens_per_second"]
+  loader = figures["rows"] * figures["length"] / full["loader_seconds"]
+  speeds = [
+    ("all parameters", f"{full['tokens_per_second']:.0f}"),
     ("LoRA", f"{figures['lora']['tokens_per_second']:.0f}"),
-    ("torch, all parameters", "not installed" if torch is None else f"{torch:.0f}"),
+    ("torch, all parameters", "not measured" if torch is None else f"{torch:.0f}"),
+    ("loader alone", f"{loader:.0f}"),
   ]
-  lines = ["| step | tokens/s |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
+  ratios = [
+    ("LoRA over all parameters", figures["lora_over_full"]),
+    ("all parameters over torch", figures["full_over_torch"]),
+    ("loader over a step with all parameters", figures["step_over_loader"]),
+  ]
+  lines = ["| step | tokens/s |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in speeds)]
+  lines += ["", "| ratio of speeds | |", "| --- | --- |"]
+  lines += [f"| {name} | {value:.2f} |" for name, value in ratios if value is not None]
   return "\n".join(lines)
 
 

@@ -32,8 +32,9 @@ def _check_processes() -> None:
     raise ValueError(
       f"{' and '.join(given)} without --coordinator; give it, or --distributed where there is none"
     )
-  if None not in (_PROCESSES.value, _PROCESS.value) and _PROCESS.value >= _PROCESSES.value:
-    raise ValueError(f"--process={_PROCESS.value} of --processes={_PROCESSES.value}: they count from 0")
+  count, number = _PROCESSES.value, _PROCESS.value
+  if count is not None and number is not None and number >= count:
+    raise ValueError(f"--process={number} of --processes={count}: they count from 0")
 
 
 def _run() -> None:
