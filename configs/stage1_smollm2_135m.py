@@ -1,10 +1,10 @@
-"""Stage 1 of SmolLM2-135M-Instruct, as the bundled adapters were made: docs/experiments.md, docs/model_card.md.
+"""Stage 1 of SmolLM2-135M-Instruct, as the bundled adapters were made (docs/experiments.md).
 
 python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/pasta
 python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/twin --config.twin=true
 
-LoRA on all linear maps and the marks' rows, on the project's own rows: half an epoch, 0.42 million tokens. Two CPU
-cores take @@ minutes, at about @@ tokens/s.
+LoRA on all linear maps and the marks' rows, on the project's own rows: half an epoch, 0.42 million tokens.
+Two CPU cores take 40 minutes, at about 175 tokens/s.
 """
 
 from pasta_jax.train.config import Config, config_dict

@@ -58,8 +58,8 @@ def least_rows(platform: str) -> int:
 def step_widths(lanes: int, platform: str, batch: int = 1) -> tuple[int, ...]:
   """Lanes of the compiled steps: powers of two up to the first that holds `lanes`, from `least_rows` on.
 
-  A CPU pays for every row of a product, so that a request that is alone there gets widths halfway between too;
-  several together have `step_rows`.
+  A CPU pays for every row of a product, so that a request that is alone there gets widths halfway between
+  too; several together have `step_rows`.
   """
   widths = [least_rows(platform)]
   while widths[-1] < lanes:

@@ -76,7 +76,7 @@ def race(
     sequential: one lane, the twin.
 
   Yields:
-    (name of RUNS, event) as the text comes; at the end ("outcome", Outcome).
+    (name of RUNS, event) as the text comes, an empty one when a run starts; at the end ("outcome", Outcome).
 
   Raises:
     RequestError: the prompt is empty or too long.
@@ -87,6 +87,7 @@ def race(
     engine.generate([dataclasses.replace(request, max_new_tokens=2)])  # what runs first, runs slower
   results: dict[str, Result] = {}
   for name, engine in (("pasta", pasta), ("twin", sequential)):
+    yield name, Event(0, "")
     for event in engine.stream(request):
       if event.result is not None:
         results[name] = event.result

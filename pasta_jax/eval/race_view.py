@@ -18,7 +18,7 @@ TITLES = {"pasta": "PASTA, in lanes", "twin": "twin, one lane"}
 
 
 class Clock:
-  """Seconds of one run: from its first event, or from when the one before it ended, to its end."""
+  """Seconds of one run, from its first event to its end."""
 
   def __init__(self, now=time.perf_counter) -> None:
     self.now, self.start, self.end = now, None, None
@@ -49,24 +49,22 @@ class RaceView:
   def __init__(self, now=time.perf_counter) -> None:
     self.lanes = LanesView(now)
     self.twin = ""
-    self.tokens = 0
     self.clocks = {name: Clock(now) for name in TITLES}
-    self.clocks["pasta"].begin()
     self.says = ""
 
   def add(self, name: str, event: Event) -> None:
+    if name in self.clocks and self.clocks[name].start is None:
+      self.clocks[name].begin()
     if name == "pasta":
       self.lanes.add(event)
     elif name == "twin":
       self.twin += event.text
-      self.tokens = event.result.tokens if event.result else self.tokens
     if event.result is not None and name in self.clocks:
       self.clocks[name].stop()
       if name == "pasta":
         seconds = self.clocks[name].seconds
         started = self.lanes.started or 0.0
         self.lanes.now = lambda: started + seconds
-        self.clocks["twin"].begin()
       else:
         self.says = "PASTA's text once more, one token at a time ..."
 
