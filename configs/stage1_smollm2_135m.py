@@ -23,7 +23,7 @@ def get_config():
       accumulate=3,  # a row at a time: what a layer keeps fits the cache of a CPU
       remat="dots",
       epochs=3.0,
-      steps=220,  # counts, where it is given
+      steps=220,  # goes before epochs
       eval_every=55,
       eval_rows=64,
       save_every=55,

@@ -158,7 +158,7 @@ def test_marks_get_ids_of_their_own_for_lanes_and_none_for_the_sequential_mode(m
     ({"positions": "pred1"}, "did you mean 'pred10'"),
     ({"positions": "oracle"}, "needs a script"),
     ({"lanes": 1}, "at least 2 --lanes"),
-    ({"mode": "sequential", "fork": "grouped"}, "--fork means something with --mode=pasta only"),
+    ({"mode": "sequential", "fork": "grouped"}, "--fork means something in lanes only"),
     ({"mode": "sequential", "limits": Limits(chunks=3)}, "--round_chunks"),
     ({"trace": "out.txt"}, "name a .html page"),
     ({"prompt": "", "prompts_file": "a", "output_file": "b", "trace": "t.html"}, "--trace shows one answer"),
@@ -195,13 +195,13 @@ def test_an_adapter_with_marks_answers_in_lanes_unless_told_otherwise(adapters, 
   launch.make_engine(Options(model="other", prompt="x", adapter=adapters["marked"], positions="none"))
   err = capsys.readouterr().err
   assert "was trained on toy, --model is other" in err
-  assert "was trained with --positions=pred10" in err
+  assert "was trained with positions=pred10" in err
 
 
 def test_adapters_that_cannot_do_what_is_asked_are_refused_before_a_model_is_loaded(adapters, tmp_path):
   with pytest.raises(ValueError, match=r"twin\.npz was not trained on marks"):
     Options(model="toy", prompt="x", adapter=adapters["twin"], mode="pasta")
-  with pytest.raises(ValueError, match="--fork means something with --mode=pasta only"):
+  with pytest.raises(ValueError, match="--fork means something in lanes only"):
     Options(model="toy", prompt="x", adapter=adapters["twin"], fork="grouped")
   with pytest.raises(WeightsError, match="no such file"):
     Options(model="toy", prompt="x", adapter=str(tmp_path / "none.npz"))

@@ -13,7 +13,7 @@ from pasta_jax.decode.requests import Request, RequestError, Result
 from pasta_jax.decode.rows import InputRow, answer_rows, check_input, file_digest
 from pasta_jax.decode.script import read_script, script_of
 from pasta_jax.decode.show import show
-from pasta_jax.model.adapter import Adapter, load_adapter, with_adapter
+from pasta_jax.model.adapter import adapter_notes, load_adapter, with_adapter
 from pasta_jax.model.marks import with_marks
 from pasta_jax.model.sharding import make_mesh
 from pasta_jax.model.weights import load_model
@@ -32,7 +32,10 @@ def make_engine(options: Options) -> Engine:
   if model.tokenizer is None:
     raise ValueError(f"--model {options.model} has no tokenizer, so it cannot answer a prompt")
   if adapter is not None:
-    for note in notes(options, adapter):
+    scheme = {key: getattr(options, key) for key in ("fork", "positions", "fixed")}
+    splits = options.pasta and not options.script
+    what = f"--adapter {options.adapter}"
+    for note in adapter_notes(what, adapter, options.model, scheme if splits else {}):
       print(note, file=sys.stderr)
     model = with_adapter(model, adapter)
   if options.pasta:
@@ -47,21 +50,6 @@ def make_engine(options: Options) -> Engine:
     chunks=options.limits.chunks,
     take=True,
   )
-
-
-def notes(options: Options, adapter: Adapter) -> list[str]:
-  """What the user should know of an adapter, line by line."""
-  out = []
-  if adapter.model != options.model:
-    out.append(
-      f"note: --adapter {options.adapter} was trained on {adapter.model}, --model is {options.model}"
-    )
-  trained = adapter.metadata.get("config", {})
-  keys = ("fork", "positions", "fixed") if options.positions == "fixed" else ("fork", "positions")
-  for key in keys if options.pasta and not options.script else ():
-    if trained.get(key, getattr(options, key)) != getattr(options, key):
-      out.append(f"note: --adapter {options.adapter} was trained with --{key}={trained[key]}")
-  return out
 
 
 def run(options: Options) -> None:

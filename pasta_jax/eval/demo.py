@@ -36,10 +36,12 @@ flags.DEFINE_string(
 def _run() -> None:
   f = flags.FLAGS
   from pasta_jax.decode.options import resolve_dtype
-  from pasta_jax.decode.requests import nearest
-  from pasta_jax.model.adapter import load_adapter
+  from pasta_jax.decode.requests import Request, nearest
+  from pasta_jax.eval.report import check_json_path
+  from pasta_jax.model.adapter import adapter_notes, load_adapter
   from pasta_jax.model.bundled import find_adapter
 
+  check_json_path(f.json)
   if f.stream not in ("lanes", "text"):
     raise ValueError(f"--{nearest('stream', f.stream, ('lanes', 'text'))}")
   if not f.prompt.strip():
@@ -50,6 +52,11 @@ def _run() -> None:
     raise ValueError(f"--adapter {f.adapter} was not trained on marks: its answers do not split")
   if twin.marks:
     raise ValueError(f"--twin {f.twin} was trained on marks: it is no twin")
+  scheme = {key: getattr(Request("x"), key) for key in ("fork", "positions", "fixed")}
+  for note in adapter_notes(f"--adapter {f.adapter}", adapter, f.model, scheme):
+    print(note.partition("; add")[0], file=sys.stderr)
+  for note in adapter_notes(f"--twin {f.twin}", twin, f.model, {}):
+    print(note, file=sys.stderr)
   runtime.use_compilation_cache(f.compilation_cache)
 
   from pasta_jax.decode.engine import Engine

@@ -37,7 +37,7 @@ class Outcome:
 
     `tokens` (drawn), `steps` (one after the other), `seconds` (from the prompt to the end) and
     `decode_seconds` (from the first token on) of each run; `chunks`, `plain_tokens`, `critical_path`,
-    `theoretical`, `realised` (same text, from the first token on) and `twin_seconds` (the twin's seconds for
+    `theoretical`, `realised` (same text, from the first token on) and `over_twin` (the twin's seconds for
     its own answer over PASTA's) of both.
     """
     assert self.pasta.parallel is not None
@@ -62,7 +62,7 @@ class Outcome:
       "critical_path": stats.critical_path,
       "theoretical": stats.theoretical_speedup,
       "realised": realised,
-      "twin_seconds": self.twin.seconds / self.pasta.seconds,
+      "over_twin": self.twin.seconds / self.pasta.seconds,
     }
 
 
@@ -128,7 +128,7 @@ def table(outcome: Outcome, model: str, lanes: int) -> str:
       f"realised speedup     {f['realised']:.2f}x   over the same text in one lane, after the prompt"
     )
   own = f"the twin's seconds for its own answer of {f['twin']['tokens']} tokens"
-  lines.append(f"against the twin     {f['twin_seconds']:.2f}x   {own}")
+  lines.append(f"against the twin     {f['over_twin']:.2f}x   {own}")
   for name in ("pasta", "twin"):
     if f[name]["finish_reason"] == "length":
       lines.append(f"{names[name]}: cut at {f[name]['tokens']} tokens")

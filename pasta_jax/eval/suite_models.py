@@ -5,7 +5,7 @@ import gc
 from pasta_jax.decode.engine import Engine
 from pasta_jax.decode.options import resolve_dtype
 from pasta_jax.eval.suite_options import Options
-from pasta_jax.model.adapter import Adapter, load_adapter, with_adapter
+from pasta_jax.model.adapter import Adapter, adapter_notes, load_adapter, with_adapter
 from pasta_jax.model.marks import with_marks
 from pasta_jax.model.weights import LoadedModel, load_model
 
@@ -49,12 +49,7 @@ class Models:
         f"{path}: {trained['holdout']:g} of the prompts were held out from its training, so that"
         f" --holdout={o.holdout:g} would ask some that it was trained on"
       )
-    if adapter.model != o.model:
-      self.notes.append(f"note: {path} was trained on {adapter.model}, --model is {o.model}")
-    keys = ("fork", "positions", "fixed") if o.positions == "fixed" else ("fork", "positions")
-    for key in keys if who == "pasta" else ():
-      if trained.get(key, getattr(o, key)) != getattr(o, key):
-        self.notes.append(f"note: {path} was trained with {key}={trained[key]}; add --{key}={trained[key]}")
+    self.notes += adapter_notes(path, adapter, o.model, o.scheme if who == "pasta" else {})
 
   def get(self, who: str) -> LoadedModel:
     """One of `WHO`; PASTA's has ids for the marks.

@@ -139,6 +139,25 @@ def adapter_has_marks(path: str | os.PathLike[str]) -> bool:
   return bool(_read(Path(path), lambda file: _meta(Path(path), file)["marks"]))
 
 
+def adapter_notes(what: str, adapter: Adapter, model: str, scheme: Mapping[str, Any]) -> list[str]:
+  """What a user should know before running an adapter otherwise than it was trained, line by line.
+
+  Args:
+    what: the adapter, as the user named it.
+    model: as the user named it.
+    scheme: fork, positions and fixed of the run; empty where there are no marks.
+  """
+  out = []
+  if adapter.model != model:
+    out.append(f"note: {what} was trained on {adapter.model}, --model is {model}")
+  trained = adapter.metadata.get("config", {})
+  keys = ("fork", "positions", "fixed") if scheme.get("positions") == "fixed" else ("fork", "positions")
+  for key in keys if scheme else ():
+    if trained.get(key, scheme[key]) != scheme[key]:
+      out.append(f"note: {what} was trained with {key}={trained[key]}; add --{key}={trained[key]}")
+  return out
+
+
 def check_adapter(what: str, config: Any, adapter: Adapter) -> None:
   """Raises WeightsError where an adapter does not fit a model's shapes."""
   table = adapter_table(config, adapter.lora, adapter.marks)
