@@ -90,9 +90,8 @@ class Options:
     for field in dataclasses.fields(self):
       default = field.default_factory() if callable(field.default_factory) else field.default
       if field.name in _PASTA_ONLY and getattr(self, field.name) != default:
-        raise ValueError(
-          f"--{_PASTA_ONLY[field.name]} means something with --mode=pasta or an adapter trained on marks only"
-        )
+        what = "means something in lanes only: with --mode=pasta, or an --adapter trained on marks"
+        raise ValueError(f"--{_PASTA_ONLY[field.name]} {what}")
 
   @property
   def pasta(self) -> bool:
