@@ -248,10 +248,67 @@ def test_a_folder_that_cannot_be_claimed_is_one_line_and_holds_nothing(data, tmp
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
-  monkeypatch.setattr(os, "replace", full)
-  with pytest.raises(FolderError, match="cannot be written: No space left on device"):
-    claim(tmp_path / "run", small(data), [data])
-  assert not os.listdir(tmp_path / "run")
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "replace", full)
+    with pytest.raises(FolderError, match="cannot be written: No space left on device"):
+      run(small(data), tmp_path / "run")
+  assert os.listdir(tmp_path / "run") == [".run.lock"]
+  with claim(tmp_path / "run", small(data), [data]) as begun:
+    assert not begun
+  (tmp_path / "file").write_text("")
+  with pytest.raises(FolderError, match="cannot be written: File exists"):
+    run(small(data), tmp_path / "file")
+
+
+def test_a_run_under_way_keeps_its_folder_until_it_ends_or_is_killed(data, tmp_path):
+  folder, other = tmp_path / "run", small(data, learning_rate=0.1)
+  script = textwrap.dedent(
+    """
+    import sys, time
+    from pasta_jax.train import loop
+    from tests.train_toy import run, small
+    def compile_step(run):
+      print("compiling", flush=True)  # nothing has been written but the claim
+      time.sleep(600)
+    loop.compile_step = compile_step
+    run(small(sys.argv[1]), sys.argv[2])
+    """
+  )
+  env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, "-c", script, data, str(folder)]
+  process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+  try:
+    assert process.stdout.readline() == "compiling\n"
+    claimed = (folder / "run.json").read_text()
+    for config in (small(data), other):
+      with pytest.raises(FolderError, match=r"^a run is under way in .*/run; .* another --workdir$"):
+        run(config, folder)
+    assert (folder / "run.json").read_text() == claimed
+  finally:
+    process.kill()
+    process.communicate()
+  with claim(folder, other, [data]) as begun:
+    assert not begun
+    with pytest.raises(FolderError, match="under way"), claim(folder, other, [data]):
+      pass
+  with claim(folder, other, [data]) as begun:
+    assert begun
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_where_files_cannot_be_locked_a_run_does_without(data, tmp_path, monkeypatch, there):
+  fcntl = pytest.importorskip("fcntl")
+
+  def none(*_):
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+  monkeypatch.setattr(fcntl, "flock", none)
+  if not there:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+  for before in (False, True):
+    with claim(tmp_path, small(data), [data]) as begun:
+      assert begun == before
+  assert (tmp_path / ".run.lock").exists() == there
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(data, tmp_path, monkeypatch):

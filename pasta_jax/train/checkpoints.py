@@ -2,6 +2,7 @@
 
   workdir/
     run.json          the configuration and digests of the data: whose folder this is
+    .run.lock         empty; locked by process 0 as long as a run is under way
     checkpoints/N/    after N steps: `state` (arrays, in any sharding) and `host` (JSON: loader, watch, ...)
 
 Orbax writes a checkpoint in the background under a temporary name and renames it when it is whole; what a
@@ -26,7 +27,8 @@ from pasta_jax.train.config import Config
 from pasta_jax.train.metrics import METRICS
 from pasta_jax.train.step import State
 
-_FOLDER, _RUN = "checkpoints", "run.json"
+_FOLDER, _RUN, _LOCK = "checkpoints", "run.json", ".run.lock"
+_BESIDE = f".{_RUN}.writing"
 
 # What may differ between the parts of one run: how it is computed and watched, not what is computed.
 _FREE = frozenset(
@@ -158,27 +160,35 @@ class _Keep:
     return [step in newest or step == self.checkpoints.best for step in steps]
 
 
-def claim(folder: str | os.PathLike[str], config: Config, files: list[str]) -> bool:
-  """Makes `folder` the run's, or finds that it is.
+@contextlib.contextmanager
+def claim(folder: str | os.PathLike[str], config: Config, files: list[str]) -> Iterator[bool]:
+  """Makes `folder` the run's, or finds that it is; within, no other run can have it.
 
   Args:
     files: of the data.
 
-  A claim that never came to a checkpoint or a line of metrics is replaced.
+  A claim that never came to a checkpoint or a line of metrics is replaced by the next.
 
-  Returns:
+  Yields:
     Whether the run was begun before.
 
   Raises:
-    FolderError: the folder belongs to another run, or holds something else.
+    FolderError: the folder belongs to another run, or holds something else, or a run is under way in it.
   """
-  if jax.process_index():
+  folder, first = Path(folder), jax.process_index() == 0
+  if not first:
     _wait_for_first()  # it makes the folder, or fails and ends the run for all
-  try:
-    return _claim(Path(folder), config, files)
-  finally:
-    if jax.process_index() == 0:
-      _wait_for_first()
+  with contextlib.ExitStack() as held:
+    try:
+      run = {"config": config.as_dict(), "data": {name: file_digest(name) for name in files}}
+      _make(folder)
+      if first:
+        held.enter_context(_locked(folder))
+      begun = _claim(folder, run)
+    finally:
+      if first:
+        _wait_for_first()
+    yield begun
 
 
 def _wait_for_first() -> None:
@@ -188,9 +198,42 @@ def _wait_for_first() -> None:
     multihost_utils.sync_global_devices("pasta_jax run claimed")
 
 
-def _claim(folder: Path, config: Config, files: list[str]) -> bool:
-  run = {"config": config.as_dict(), "data": {name: file_digest(name) for name in files}}
-  path, beside = folder / _RUN, folder / f".{_RUN}.writing"
+def _make(folder: Path) -> None:
+  """Makes the folder, unless it is there and free or a run's."""
+  with _writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    names = set(os.listdir(folder))
+  if _RUN not in names and names - {_LOCK, _BESIDE}:
+    raise FolderError(f"--workdir {folder} holds files, but no run; choose another folder")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+  """Holds the folder's lock, which the system takes back however the process ends.
+
+  The file stays: removed, it could be locked by one run while another locks its successor.
+  """
+  try:
+    import fcntl
+  except ImportError:  # Windows has none
+    yield
+    return
+  with _writing(folder):
+    file = (folder / _LOCK).open("a")
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise FolderError(
+        f"a run is under way in {folder}; wait for it or stop it, or choose another --workdir"
+      ) from None
+    except OSError:
+      pass  # a file system without locks
+    yield
+
+
+def _claim(folder: Path, run: dict[str, Any]) -> bool:
+  path, beside = folder / _RUN, folder / _BESIDE
   if path.exists():
     try:
       _check_same(folder, path, run)
@@ -199,17 +242,23 @@ def _claim(folder: Path, config: Config, files: list[str]) -> bool:
       # A start that failed has nothing to protect: what was wrong with it may be mended.
       if jax.process_index() or _begun(folder):
         raise
-  elif folder.exists() and any(p != beside for p in folder.iterdir()):
-    raise FolderError(f"--workdir {folder} holds files, but no run; choose another folder")
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(run, indent=1))
-    os.replace(beside, path)
-  except OSError as e:
+    with _writing(folder):
+      beside.write_text(json.dumps(run, indent=1))
+      os.replace(beside, path)
+  except FolderError:
     with contextlib.suppress(OSError):
       beside.unlink(missing_ok=True)
-    raise FolderError(f"--workdir {folder} cannot be written: {e.strerror or e}") from None
+    raise
   return False
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+  try:
+    yield
+  except OSError as e:
+    raise FolderError(f"--workdir {folder} cannot be written: {e.strerror or e}") from None
 
 
 def _begun(folder: Path) -> bool:

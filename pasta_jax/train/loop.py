@@ -55,9 +55,13 @@ def train(config: Config, workdir: str) -> Outcome:
     ValueError, OSError: with one line for the user.
     KeyboardInterrupt: after a checkpoint, at SIGTERM or Ctrl-C.
   """
-  # What there is to do. Everything that can fail early does so here.
   folder = Path(workdir)
-  claim(folder, config, [find_file(name) for name in config.data])
+  with claim(folder, config, [find_file(name) for name in config.data]):
+    return _train(config, folder)
+
+
+def _train(config: Config, folder: Path) -> Outcome:
+  # What there is to do. Everything that can fail early does so here.
   run = set_up(config)
   program, loader = run.program, run.loader
   batches = eval_batches(eval_sample(run.data, config), config.batch_rows, config.length)
