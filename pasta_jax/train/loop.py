@@ -101,7 +101,7 @@ def _train(config: Config, folder: Path) -> Outcome:
       error.args = (f"saved after step {step} of {program.steps}; the same command goes on from there",)
       raise error
 
-    with Recorder(folder, program, done) as recorder:
+    with Recorder(folder, program, done, bool(evaluation)) as recorder:
 
       def take_in(step: int, out: Any) -> None:
         figures = {k: float(v) for k, v in jax.device_get(out).items()}

@@ -21,13 +21,20 @@ _WINDOW = 20  # steps that the speed is averaged over
 class MetricsFile:
   """Lines of metrics, one JSON object each, with `step` in every one.
 
-  A resumed run goes on from a checkpoint, so that lines of later steps are dropped when it opens the file.
+  A resumed run goes on from a checkpoint, so that lines of later steps are dropped when it opens the file. So
+  is an evaluation after `from_step` that the checkpoint lacks (not `evaluated`): it is made again.
   """
 
-  def __init__(self, path: str | os.PathLike[str], from_step: int):
+  def __init__(self, path: str | os.PathLike[str], from_step: int, evaluated: bool):
     self.path = Path(path)
+
+    def stays(line: dict[str, Any]) -> bool:
+      step = line.get("step", 0)
+      made_again = step == from_step and not evaluated and any(k.startswith("eval_") for k in line)
+      return step <= from_step and not made_again
+
     if self.path.exists():
-      kept = [json.dumps(v) for v in read_metrics(self.path) if v.get("step", 0) <= from_step]
+      kept = [json.dumps(v) for v in read_metrics(self.path) if stays(v)]
       beside = self.path.with_name(f".{self.path.name}.writing")
       beside.write_text("".join(f"{line}\n" for line in kept))
       os.replace(beside, self.path)
@@ -48,11 +55,12 @@ class Recorder:
   Only the first of several processes writes.
   """
 
-  def __init__(self, folder: Path, program: Any, done: int):
+  def __init__(self, folder: Path, program: Any, done: int, evaluated: bool):
     """Args:
     folder: of the run.
     program: step.Program.
     done: steps that were done before.
+    evaluated: whether the checkpoint after them has an evaluation.
     """
     config = program.config
     self._program, self._every, self._writes = program, config.log_every, jax.process_index() == 0
@@ -62,7 +70,7 @@ class Recorder:
     self._peak = peak_flops(program.mesh.local_devices[0], program.compute_dtype) * len(devices)
     self._clock: collections.deque[tuple[float, float]] = collections.deque(maxlen=_WINDOW)
     self._start_clock()
-    self._file = MetricsFile(folder / METRICS, done) if self._writes else None
+    self._file = MetricsFile(folder / METRICS, done, evaluated) if self._writes else None
     self._board = _tensorboard(folder / "tensorboard", done) if self._writes else None
     self._progress = Progress(program.steps, done, config.log_every, self._writes)
 
