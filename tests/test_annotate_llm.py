@@ -268,14 +268,23 @@ def test_retry_after_of_a_row_that_is_not_tried_again_holds_the_others(server, t
   assert second - first >= 0.55
 
 
-def test_rows_that_wait_for_tokens_hold_no_place_among_the_requests(server, tmp_path, short_minutes):
+def test_rows_that_wait_for_tokens_hold_no_place_among_the_requests(
+  server, tmp_path, short_minutes, monkeypatch
+):
+  wait, times = Gate.wait, []  # when requests are let through: how long they travel is the machine's affair
+
+  async def timed(self, tokens):
+    entry = await wait(self, tokens)
+    times.append(time.monotonic())
+    return entry
+
+  monkeypatch.setattr(Gate, "wait", timed)
   small = rows_for("abcdef")
   big = {"prompt": "How to travel? [big]", "answer": "word " * 20_000, "id": "big"}
   server.plans = {r["id"]: ["bare"] for r in (big, *small)}  # no counts, so that the estimates stay
   chat = {"requests_per_minute": 3, "tokens_per_minute": 30_000}
   run(options(server, tmp_path, [big, *small], concurrency=7, chat=chat))
-  times = [t for t, *_ in server.asked]
-  assert len(times) == 7
+  assert len(times) == len(server.asked) == 7
   assert all(later - earlier >= 0.4 for earlier, later in zip(times, times[3:]))
 
 
@@ -326,7 +335,7 @@ def test_rate_limits_hold_in_every_window():
     passed = asyncio.run(times(gate, costs))
     assert [c for _, c in passed] == costs  # first come, first served
     for start, _ in passed:
-      inside = [c for t, c in passed if start <= t < start + 0.29]
+      inside = [c for t, c in passed if start <= t < start + 0.2]  # 0.1 s to come from the gate to the clock
       assert not requests or len(inside) <= requests
       assert not tokens or sum(inside) <= tokens or len(inside) == 1
   unlimited = asyncio.run(times(Gate(RateLimit(0), RateLimit(0)), [1000] * 50))
