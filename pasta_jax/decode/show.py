@@ -1,6 +1,7 @@
 """How an answer is shown: as text in reading order, as lanes side by side, or not until it is whole."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from pasta_jax.decode.requests import Event, Result
 
@@ -14,15 +15,25 @@ def show(stream: str) -> Callable[[Iterable[Event]], Result]:
   Raises:
     ImportError: lanes without `rich`.
   """
-  if stream == "lanes":
-    try:
-      from pasta_jax.decode.lanes_view import live_console, show_lanes
-    except ImportError:
-      raise ImportError("--stream=lanes needs rich: pip install 'pasta_jax[demo]'") from None
-    console = live_console()
-    if console is not None:
-      return lambda events: show_lanes(events, console)
+  console = lanes_console() if stream == "lanes" else None
+  if console is not None:
+    from pasta_jax.decode.lanes_view import show_lanes
+
+    return lambda events: show_lanes(events, console)
   return show_none if stream == "none" else show_text
+
+
+def lanes_console() -> Any:
+  """A console for lanes if standard output is a terminal that can show them; else None.
+
+  Raises:
+    ImportError: without `rich`.
+  """
+  try:
+    from pasta_jax.decode.lanes_view import live_console
+  except ImportError:
+    raise ImportError("--stream=lanes needs rich: pip install 'pasta_jax[demo]'") from None
+  return live_console()
 
 
 def show_text(events: Iterable[Event]) -> Result:

@@ -85,17 +85,14 @@ def _run() -> None:
 
 def show(stream: str, events: "Iterable[tuple[str, Event | Outcome]]") -> "Outcome":
   """Shows a race as lanes in a terminal, else as text."""
+  from pasta_jax.decode.show import lanes_console
   from pasta_jax.eval.race import Outcome
 
-  if stream == "lanes":
-    try:
-      from pasta_jax.decode.lanes_view import live_console
-      from pasta_jax.eval.race_view import show_race
-    except ImportError:
-      raise ImportError("--stream=lanes needs rich: pip install 'pasta_jax[demo]'") from None
-    console = live_console()
-    if console is not None:
-      return show_race(events, console)
+  console = lanes_console() if stream == "lanes" else None
+  if console is not None:
+    from pasta_jax.eval.race_view import show_race
+
+    return show_race(events, console)
   said = ""
   for name, event in events:
     if isinstance(event, Outcome):
