@@ -53,7 +53,9 @@ def measure_times(
     row: Row = {"id": items[n].id, "tokens": 0}
     for turn in range(repeats + (not warm)):
       for name, (engine, script, marks) in runs.items():
-        request = Request(items[n].prompt, script=script, marks=marks, **(settings if marks else {}))
+        own = settings if marks else {}
+        # A script is run to its end, however long it is.
+        request = Request(items[n].prompt, engine.max_len, script=script, marks=marks, **own)
         seconds = _seconds(engine, request)
         row["tokens"] += len(script.main) + sum(map(len, script.chunks)) if seconds else 0
         if seconds and (turn or warm):
