@@ -171,6 +171,16 @@ def test_schedules():
   np.testing.assert_allclose(linear[55], 0.55, atol=1e-6)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_a_cycle_is_a_run_of_its_own(schedule):
+  """So that a run of more cycles goes on from the checkpoints of one with fewer."""
+  config = small("x", learning_rate=1.0, warmup=0.1, final_rate=0.1, schedule=schedule)
+  once = make_schedule(config, 20)
+  thrice = make_schedule(dataclasses.replace(config, cycles=3), 60)
+  want = [float(once(n)) for n in range(20)] * 3
+  assert [float(thrice(n)) for n in range(60)] == want
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_weight_decay_spares_norms_biases_and_the_marks_rows(lora):
   cfg = CONFIGS["qwen2"].replace(qk_norm=True, post_norms=True)

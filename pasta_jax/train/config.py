@@ -40,6 +40,7 @@ class Config:
     schedule: after the warm-up: "cosine" or "linear" to `final_rate` times the peak, or "constant".
     warmup: fraction of the steps.
     final_rate: see schedule.
+    cycles: how often warm-up and schedule run, one after the other, in equal parts of the steps.
     weight_decay: AdamW's; not on norms and biases, nor, with LoRA, on the marks' rows.
     adam_b1, adam_b2, adam_eps: AdamW's.
     clip: the gradient's norm is cut to this; 0 turns that off.
@@ -80,6 +81,7 @@ class Config:
   schedule: str = "cosine"
   warmup: float = 0.05
   final_rate: float = 0.05
+  cycles: int = 1
   weight_decay: float = 0.0
   adam_b1: float = 0.9
   adam_b2: float = 0.99
@@ -142,7 +144,16 @@ class Config:
     require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
     require(0 <= self.final_rate <= 1, "final_rate", "in [0, 1]")
     require(min(self.class_weights.values(), default=1) >= 0, "class_weights", ">= 0")
-    for name in ("batch_rows", "accumulate", "length", "logits_tokens", "log_every", "keep", "lora_rank"):
+    for name in (
+      "batch_rows",
+      "accumulate",
+      "length",
+      "logits_tokens",
+      "log_every",
+      "keep",
+      "lora_rank",
+      "cycles",
+    ):
       require(getattr(self, name) >= 1, name, "at least 1")
     for name in (
       "steps",

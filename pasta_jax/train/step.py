@@ -36,7 +36,12 @@ State = dict[str, Any]
 
 
 def make_schedule(config: Config, steps: int) -> optax.Schedule:
-  """The learning rate of each step of a run."""
+  """The learning rate of each step of a run; with cycles, warm restarts (SGDR, arXiv 1608.03983)."""
+  if config.cycles > 1:
+    once = dataclasses.replace(config, cycles=1)
+    ends = [round(steps * (n + 1) / config.cycles) for n in range(config.cycles)]
+    parts = [make_schedule(once, end - start) for start, end in zip([0, *ends], ends)]
+    return optax.join_schedules(parts, ends[:-1])
   warmup = round(config.warmup * steps)
   peak, last = config.learning_rate, config.learning_rate * config.final_rate
   rest = max(steps - warmup, 1)
