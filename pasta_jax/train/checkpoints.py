@@ -233,24 +233,31 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _claim(folder: Path, run: dict[str, Any]) -> bool:
-  path, beside = folder / _RUN, folder / _BESIDE
+  path = folder / _RUN
   if path.exists():
     try:
-      _check_same(folder, path, run)
+      if not _check_same(folder, path, run) or jax.process_index():
+        return True
+      _write_run(folder, run)
       return True
     except _OtherRunError:
       # A start that failed has nothing to protect: what was wrong with it may be mended.
       if jax.process_index() or _begun(folder):
         raise
+  _write_run(folder, run)
+  return False
+
+
+def _write_run(folder: Path, run: dict[str, Any]) -> None:
+  beside = folder / _BESIDE
   try:
     with _writing(folder):
       beside.write_text(json.dumps(run, indent=1))
-      os.replace(beside, path)
+      os.replace(beside, folder / _RUN)
   except FolderError:
     with contextlib.suppress(OSError):
       beside.unlink(missing_ok=True)
     raise
-  return False
 
 
 @contextlib.contextmanager
@@ -269,17 +276,35 @@ def _begun(folder: Path) -> bool:
   return checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
 
 
-def _check_same(folder: Path, path: Path, run: dict[str, Any]) -> None:
+def _check_same(folder: Path, path: Path, run: dict[str, Any]) -> bool:
+  """Whether the run in the folder is a shorter one that this one goes on from.
+
+  Raises:
+    FolderError: it is another run.
+  """
   try:
     before = json.loads(path.read_text())
-    theirs, data = dict(before["config"]), dict(before["data"])
+    theirs, data = Config().as_dict() | dict(before["config"]), dict(before["data"])
   except (OSError, ValueError, LookupError, TypeError) as e:
     raise FolderError(f"{path}: cannot be read ({e}); choose another --workdir") from None
-  for name, value in run["config"].items():
-    if name not in _FREE and theirs.get(name) != value:
+  mine = run["config"]
+  longer = _has_more_cycles(mine, theirs)
+  free = _FREE | {"steps", "cycles"} if longer else _FREE
+  for name, value in mine.items():
+    if name not in free and theirs.get(name) != value:
       raise _OtherRunError(
         f"--workdir {folder} belongs to another run: its config.{name} is {theirs.get(name)!r}, "
         f"this one's {value!r}; choose another folder"
       )
   if list(data.values()) != list(run["data"].values()):
     raise _OtherRunError(f"--workdir {folder} belongs to a run on other data; choose another folder")
+  return longer
+
+
+def _has_more_cycles(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+  """Whether a run begins as the other one, whole: the same cycles of the learning rate, and more of them."""
+  try:
+    alike = mine["steps"] * theirs["cycles"] == theirs["steps"] * mine["cycles"] > 0
+    return alike and mine["cycles"] > theirs["cycles"]
+  except TypeError:  # run.json was changed by hand
+    return False
