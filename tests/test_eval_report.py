@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pasta_jax.eval.report import check_json_path, table
+from pasta_jax.eval.report import check_json_path, check_valid, table
 from pasta_jax.eval.report_estimate import Estimate, estimate, geometric_mean, mean, ratio
 from pasta_jax.eval.report_figures import set_figures, to_json
 from pasta_jax.eval.suite_sets import Item, PromptSet
@@ -138,6 +138,13 @@ def test_the_table_tells_every_figure_beside_its_name(figures):
   assert "1.0200" in lines["PASTA over twin"]
   assert "1 length, 3 stop" in lines["ended by"]
   assert max(map(len, text.splitlines())) <= 120
+
+
+def test_documents_that_are_not_valid_end_the_program_with_a_line(figures):
+  with pytest.raises(ValueError, match=r"25\.0 % of held_out are not"):
+    check_valid(whole(figures))
+  good = {**figures, "pasta": {**figures["pasta"], "valid": Estimate(1.0)}}
+  check_valid(whole(good))
 
 
 def test_a_set_without_references_or_chunks_has_a_table_too():

@@ -152,6 +152,24 @@ def test_adapters_of_the_wrong_kind_are_refused(tmp_path):
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+  ("trained", "what"),
+  [
+    ({"holdout": 0.1}, "0.1 of the prompts were held out"),
+    ({"holdout": 0.5, "twin": True}, "was not trained on marks"),
+  ],
+)
+def test_models_trained_in_full_are_known_by_their_run(tmp_path, trained, what):
+  options = toy_options(tmp_path)
+  folder = tmp_path / "run" / "model"
+  folder.mkdir(parents=True)
+  options = dataclasses.replace(options, adapter=str(folder))
+  assert Models(options).notes == [f"note: {folder} does not say which prompts it was trained on"]
+  (tmp_path / "run" / "run.json").write_text(json.dumps({"config": trained}))
+  with pytest.raises(ValueError, match=what):
+    Models(options)
+
+
 def test_settings_that_differ_from_the_training_are_noted(tmp_path):
   options = toy_options(tmp_path)
   save_adapter(options.adapter, toy_adapter(True, positions="max"))

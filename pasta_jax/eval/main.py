@@ -61,7 +61,7 @@ def _run() -> None:
     raise ValueError(f"--{nearest('suite', values['suite'], _SUITES)}")
   runtime.use_compilation_cache(values["compilation_cache"])
   from pasta_jax.eval import suite_stage1
-  from pasta_jax.eval.report import check_json_path, table
+  from pasta_jax.eval.report import check_json_path, check_valid, table
   from pasta_jax.eval.report_figures import to_json
   from pasta_jax.eval.suite_options import Options
   from pasta_jax.eval.suite_store import write_whole
@@ -77,6 +77,7 @@ def _run() -> None:
   print(f"[{time.perf_counter() - started:.0f} s]", file=sys.stderr)
   if values["json"]:
     write_whole(values["json"], json.dumps(to_json(figures), indent=1) + "\n")
+  check_valid(figures)  # last: the figures are there in any case
 
 
 def main(argv: list[str]) -> None:

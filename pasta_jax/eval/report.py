@@ -24,6 +24,20 @@ def check_json_path(path: str, made: str = "") -> None:
     raise ValueError(f"--json {path}: {what}")
 
 
+def check_valid(figures: Figures) -> None:
+  """Raises ValueError where an answer's document is not valid, which decoding rules out."""
+  bad = [
+    f"{100 * (1 - one['pasta']['valid'].value):.1f} % of {name}"
+    for name, one in figures["sets"].items()
+    if one["pasta"]["valid"].value != 1
+  ]
+  if bad:
+    raise ValueError(
+      f"PASTA's documents are not all valid: {', '.join(bad)} are not; the page of answers marks them"
+      " 'invalid' and says why"
+    )
+
+
 def table(figures: Figures) -> str:
   """All sets, one below the other.
 

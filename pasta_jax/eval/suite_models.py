@@ -1,13 +1,16 @@
 """The three models of an evaluation: PASTA, its twin and the unmodified one; one is in memory at a time."""
 
 import gc
+from pathlib import Path
+from typing import Any
 
 from pasta_jax.decode.engine import Engine
 from pasta_jax.decode.options import resolve_dtype
 from pasta_jax.eval.suite_options import Options
-from pasta_jax.model.adapter import Adapter, adapter_notes, load_adapter, with_adapter
+from pasta_jax.model.adapter import adapter_notes, load_adapter, with_adapter
 from pasta_jax.model.marks import with_marks
 from pasta_jax.model.weights import LoadedModel, load_model
+from pasta_jax.train.checkpoints import config_of_run
 
 WHO = ("pasta", "twin", "base")
 
@@ -33,15 +36,21 @@ class Models:
     self._held: LoadedModel | None = None
     self._engines: dict[tuple[int, int], Engine] = {}
     self.notes: list[str] = []
-    for who, adapter in self._adapters.items():
-      self._check(who, adapter)
+    for who, path in self._paths.items():
+      adapter = self._adapters.get(who)
+      if adapter is not None:
+        self._check(who, adapter.marks, adapter.metadata.get("config"))
+        self.notes += adapter_notes(path, adapter, options.model, options.scheme if who == "pasta" else {})
+      elif (trained := config_of_run(Path(path).parent)) is not None:
+        self._check(who, not trained.get("twin", who != "pasta"), trained)
+      else:
+        self.notes.append(f"note: {path} does not say which prompts it was trained on")
 
-  def _check(self, who: str, adapter: Adapter) -> None:
+  def _check(self, who: str, marks: bool, trained: Any) -> None:
     path, o = self._paths[who], self._options
-    if adapter.marks != (who == "pasta"):
-      what = "was trained on marks: it is no twin" if adapter.marks else "was not trained on marks"
+    if marks != (who == "pasta"):
+      what = "was trained on marks: it is no twin" if marks else "was not trained on marks"
       raise ValueError(f"{path}: {what}; --adapter is PASTA's file, --twin the twin's")
-    trained = adapter.metadata.get("config")
     if not isinstance(trained, dict):
       return
     if o.holdout > trained.get("holdout", 1.0):
@@ -49,7 +58,6 @@ class Models:
         f"{path}: {trained['holdout']:g} of the prompts were held out from its training, so that"
         f" --holdout={o.holdout:g} would ask some that it was trained on"
       )
-    self.notes += adapter_notes(path, adapter, o.model, o.scheme if who == "pasta" else {})
 
   def get(self, who: str) -> LoadedModel:
     """One of `WHO`; PASTA's has ids for the marks.

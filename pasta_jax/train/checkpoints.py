@@ -248,6 +248,14 @@ def _claim(folder: Path, run: dict[str, Any]) -> bool:
   return False
 
 
+def config_of_run(folder: Path) -> dict[str, Any] | None:
+  """The configuration of the run in a folder; None where there is none that can be read."""
+  try:
+    return dict(json.loads((folder / _RUN).read_text())["config"])
+  except (OSError, ValueError, LookupError, TypeError):
+    return None
+
+
 def _write_run(folder: Path, run: dict[str, Any]) -> None:
   beside = folder / _BESIDE
   try:
