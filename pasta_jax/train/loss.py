@@ -24,9 +24,13 @@ CLASSES = tuple(t.name.lower() for t in Target if t != Target.NONE)
 
 
 def piece_length(batch: int, length: int, tokens: int) -> int:
-  """How much of T is taken at a time: its largest divisor with at most `tokens` tokens over the batch."""
-  most = max(1, tokens // batch)
-  return max(n for n in range(1, length + 1) if length % n == 0 and n <= most)
+  """How much of T is taken at a time, so that there are at most `tokens` tokens over the batch.
+
+  The largest divisor of T, unless that is small: then equal pieces, the last one padded.
+  """
+  most = min(max(1, tokens // batch), length)
+  divisor = max(n for n in range(1, most + 1) if length % n == 0)
+  return divisor if 2 * divisor >= most else -(-length // -(-length // most))
 
 
 def cross_entropy(
@@ -95,10 +99,13 @@ def _run(cfg, vocab, piece, frozen, rows, start, hidden, target, weight, gradien
     return d_rows, (nll, jnp.zeros_like(t), d_h)
 
   def cut(x):
+    if rest := -x.shape[1] % piece:
+      x = jnp.pad(x, ((0, 0), (0, rest), *[(0, 0)] * (x.ndim - 2)))
     return jnp.moveaxis(x.reshape(x.shape[0], -1, piece, *x.shape[2:]), 1, 0)
 
   def joined(x):
-    return jnp.moveaxis(x, 0, 1).reshape(hidden.shape[0], hidden.shape[1], *x.shape[3:])
+    x = jnp.moveaxis(x, 0, 1).reshape(hidden.shape[0], -1, *x.shape[3:])
+    return x[:, : hidden.shape[1]]
 
   zero = jnp.zeros(rows.shape, jnp.float32) if gradient else jnp.zeros(())
   d_rows, (nll, best, d_hidden) = jax.lax.scan(step, zero, (cut(hidden), cut(target), cut(weight)))
