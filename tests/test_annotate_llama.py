@@ -1,4 +1,4 @@
-"""The annotator against llama.cpp's own server with SmolLM2: a real endpoint and a model that is too small.
+"""The annotator against llama.cpp's own server with SmolLM2: a real endpoint, and a small model.
 
 Runs where `llama_cpp.server` is installed: in this environment, or in the one whose Python is named by
 PASTA_LLAMA_PYTHON.

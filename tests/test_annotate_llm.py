@@ -158,10 +158,60 @@ def test_what_cannot_be_used_is_rejected_with_a_reason_that_is_counted(server, t
   said = capsys.readouterr().err
   assert "7 rows: 1 annotated, 6 rejected" in said
   assert "1 text_changed" in said
-  # Two questions where a second may help, one where it cannot.
+  # Two questions where a second may help, or one with a larger limit; one where it cannot.
   assert {t: server.count(t) for t in REJECTED} == {
-    "text_changed": 2, "broken_marks": 2, "empty_reply": 2, "cut_off": 1, "refused": 1, "bad_request": 1,
+    "text_changed": 2, "broken_marks": 2, "empty_reply": 2, "cut_off": 2, "refused": 1, "bad_request": 1,
   }  # fmt: skip
+
+
+def limits_of(server):
+  """The limit of each request's reply."""
+  return [body["max_tokens"] for *_, body in server.asked]
+
+
+def test_a_reply_that_ended_at_its_limit_is_asked_for_once_more_with_a_larger_one(server, tmp_path, capsys):
+  server.plans = {"a": ["length", "changed", "good"]}
+  account = run(options(server, tmp_path, rows_for("a")))
+  check_done(tmp_path, "a")
+  small, *larger = limits_of(server)
+  assert small > 512
+  assert larger == [4 * small] * 2  # also of the second question
+  first, second, _ = (body["messages"] for *_, body in server.asked)
+  assert first == second
+  assert account.usage == Usage(3, 300, 150)
+  assert dict(account.retries) == {"cut_off": 1}
+  assert "asked again after: 1 cut_off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    {"max_reply_tokens": 40},
+    {"chat": {"extra": {"max_tokens": 40}}},
+    {"chat": {"extra": {"max_tokens": None, "max_completion_tokens": 40}}},
+  ],
+)
+def test_a_reply_that_ended_at_the_users_own_limit_is_not_asked_for_again(server, tmp_path, given):
+  server.plans = {"a": ["length", "good"]}
+  account = run(options(server, tmp_path, rows_for("a"), **given))
+  assert dict(account.reasons) == {"cut_off": 1}
+  assert len(server.asked) == 1
+
+
+def test_an_endpoint_that_refuses_the_larger_limit_leaves_rows_cut_off_and_the_run_goes_on(server, tmp_path):
+  tags = [f"r{n}" for n in range(4)]
+  server.plans = {t: ["length", (400, {}, {"error": {"message": "max_tokens is too large"}})] for t in tags}
+  account = run(options(server, tmp_path, rows_for([*tags, "fine"]), concurrency=1, max_failures=2))
+  assert dict(account.reasons) == {"cut_off": 4}
+  assert account.usage == Usage(5, 500, 250)
+  check_done(tmp_path, ["fine"])
+
+
+def test_what_a_cut_off_reply_took_is_counted_though_the_larger_limit_got_no_reply(server, tmp_path):
+  server.plans = {"a": ["length", "html"]}
+  account = run(options(server, tmp_path, rows_for("a"), chat={"attempts": 1}, give_up=True))
+  assert dict(account.reasons) == {"unanswered": 1}
+  assert account.usage == Usage(1, 100, 50)
 
 
 def test_bad_rows_are_reported_with_their_lines_and_the_rest_goes_on(server, tmp_path, capsys):
@@ -425,6 +475,21 @@ def test_an_interrupted_run_goes_on_with_the_same_settings_only(server, tmp_path
     run(options(server, tmp_path, rows_for("ab")))
   with pytest.raises(OutputError, match="another model"):
     run(options(server, tmp_path, rows_for("ab"), resume=True, chat={"model": "other"}))
+  with pytest.raises(OutputError, match="another max_reply_tokens; use the same flags"):
+    run(options(server, tmp_path, rows_for("ab"), resume=True, max_reply_tokens=4096))
+
+
+def test_rows_that_were_cut_off_can_be_annotated_from_the_file_of_rejected_ones(server, tmp_path):
+  server.plans = {"a": ["length"]}
+  run(options(server, tmp_path, rows_for("a")))
+  rejected = read(tmp_path / "rejected.jsonl")
+  assert [r["reason"] for r in rejected] == ["cut_off"]
+  server.plans = {}
+  (tmp_path / "out.jsonl").unlink()
+  run(options(server, tmp_path, rejected, max_reply_tokens=4096))
+  (row,) = read(tmp_path / "out.jsonl")
+  assert parse(row["document"]).plain == answer_for("a")
+  assert limits_of(server)[-1] == 4096
 
 
 # -- what it costs
@@ -434,8 +499,8 @@ def test_replies_without_an_answer_are_paid_for_too(server, tmp_path):
   server.plans = {"a": ["no choices", "cut", "no choices", "good"], "b": ["no choices"] * 2 + ["length"]}
   account = run(options(server, tmp_path, rows_for("ab"), prices=(1.0, 10.0), chat={"attempts": 4}))
   assert (account.annotated, account.reasons["cut_off"]) == (1, 1)
-  assert account.usage == Usage(6, 600, 300)
-  assert account.cost == pytest.approx(6 * (100 * 1.0 + 50 * 10.0) / 1e6)
+  assert account.usage == Usage(7, 700, 350)
+  assert account.cost == pytest.approx(7 * (100 * 1.0 + 50 * 10.0) / 1e6)
 
 
 def test_what_a_row_took_is_counted_though_it_fails_and_is_asked_again(server, tmp_path, capsys):
@@ -495,6 +560,14 @@ def test_gemini_is_asked_in_its_own_protocol(server, tmp_path, monkeypatch):
     assert body["generationConfig"]["maxOutputTokens"] > 512
 
 
+def test_extras_within_an_object_leave_the_rest_of_it(server, tmp_path):
+  extra = {"generationConfig": {"thinkingConfig": {"thinkingBudget": 0}, "temperature": None}}
+  run(options(server, tmp_path, rows_for("a"), chat={"provider": "gemini", "extra": extra}))
+  config = server.asked[0][-1]["generationConfig"]
+  assert config.pop("maxOutputTokens") > 512
+  assert config == {"thinkingConfig": {"thinkingBudget": 0}}
+
+
 # -- the key
 
 
@@ -504,19 +577,33 @@ def test_the_key_is_sent_and_is_in_no_log_error_or_file(server, tmp_path, monkey
   server.plans = {
     "echo": [(500, {}, {"error": {"message": f"you sent {KEY}"}})],
     "told": [(400, {}, {"error": {"message": f"not with {KEY}"}})],
+    "said": [(200, {}, {"choices": [{"message": {"content": f"{KEY} is not a valid key"}}]})],
   }
+  tags = ["good", *server.plans]
   with pytest.raises(EndpointError) as e:
-    run(options(server, tmp_path, rows_for(["good", "echo", "told"]), chat={"key_env": "TEST_KEY"}))
-  given = options(server, tmp_path, rows_for(["good", "echo", "told"]), resume=True, give_up=True,
+    run(options(server, tmp_path, rows_for(tags), chat={"key_env": "TEST_KEY"}))
+  everything = [partial_path(tmp_path / "out.jsonl").read_text()]
+  given = options(server, tmp_path, rows_for(tags), resume=True, give_up=True,
                   chat={"key_env": "TEST_KEY"}, report=str(tmp_path / "report.json"))  # fmt: skip
   run(given)
   assert {h["Authorization"] for *_, h, _ in server.asked} == {f"Bearer {KEY}"}
-  assert "[key]" in (tmp_path / "rejected.jsonl").read_text()
+  details = {r["id"]: r["detail"] for r in read(tmp_path / "rejected.jsonl")}
+  assert "not with [key]" in details["told"]
+  assert "'[key] is not a valid key'" in details["said"]
+  assert server.count("said") == 2
   said = capsys.readouterr()
-  everything = [said.out, said.err, caplog.text, str(e.value), repr(given)]
+  everything += [said.out, said.err, caplog.text, str(e.value), repr(given)]
+  everything += [json.dumps(body) for *_, body in server.asked]
   everything += [p.read_text() for p in tmp_path.iterdir()]
-  assert len(everything) >= 9
-  assert not any(KEY in text for text in everything)
+  assert len(everything) >= 10 + len(server.asked)
+  assert not any(KEY[:12] in text for text in everything)
+
+
+def test_a_key_that_is_a_word_of_the_answer_stays_in_the_reply(server, tmp_path, monkeypatch):
+  monkeypatch.setenv("TEST_KEY", "train")
+  run(options(server, tmp_path, rows_for("a"), chat={"key_env": "TEST_KEY"}))
+  check_done(tmp_path, "a")
+  assert server.count("a") == 1
 
 
 def test_a_key_that_cannot_be_one_is_refused_without_showing_it(monkeypatch):

@@ -83,7 +83,7 @@ class ChatOptions:
     backoff: seconds before the second attempt; doubles each time.
     max_wait: seconds between two attempts at most; an endpoint that asks for more fails the row.
     requests_per_minute, tokens_per_minute: 0 for no limit.
-    extra: merged into each request's body; a null removes a key.
+    extra: merged into each request's body, see `merged`.
   """
 
   model: str
@@ -112,6 +112,17 @@ class ChatOptions:
       raise ValueError(
         f"--model and --extra must be what a request in JSON and UTF-8 can hold: {e}"
       ) from None
+
+
+def merged(body: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+  """A request's body with `extra` over it, as RFC 7396 says: also within objects; a null removes a key."""
+  out = dict(body)
+  for name, value in extra.items():
+    if isinstance(value, Mapping):
+      inner = out.get(name)
+      value = merged(inner if isinstance(inner, Mapping) else {}, value)
+    out[name] = value
+  return {k: v for k, v in out.items() if v is not None}
 
 
 def read_key(key_env: str) -> str | None:
@@ -172,27 +183,33 @@ class ChatClient:
   async def __aexit__(self, *_: Any) -> None:
     await self._client.aclose()
 
+  def body(self, messages: Sequence[Message], max_tokens: int) -> dict[str, Any]:
+    """What a request sends; `ChatOptions.extra` may set another limit than `max_tokens`, or none."""
+    o = self.options
+    return merged(self._provider.body(o.model, messages, max_tokens, o.temperature), o.extra)
+
   async def ask(self, messages: Sequence[Message], max_tokens: int) -> Reply:
-    """The reply to a conversation; its usage is that of all attempts.
+    """The reply to a conversation, without the key; its usage is that of all attempts.
 
     Raises:
       RequestRefused, EndpointError, RowFailed: see the top of the module; `annotator.charged` tells what the
         attempts took.
     """
-    o = self.options
-    body = self._provider.body(o.model, messages, max_tokens, o.temperature)
-    body = {k: v for k, v in {**body, **o.extra}.items() if v is not None}
+    body = self.body(messages, max_tokens)
     size = max_tokens + sum(estimated_tokens(m["content"]) for m in messages)
     spent = Usage()
     try:
-      for attempt in range(1, o.attempts + 1):
+      for attempt in range(1, self.options.attempts + 1):
         try:
           reply = await self._attempt(body, size)
         except _Again as e:
           spent += charged(e)
           await self._before_another(attempt, e)
         else:
-          return dataclasses.replace(reply, usage=spent + reply.usage)
+          # A key that the messages hold is a word of the row's, such as the "none" that local servers take.
+          known = any(self._key in m["content"] for m in messages) if self._key else True
+          text = reply.text if known else self._hide(reply.text)
+          return dataclasses.replace(reply, text=text, usage=spent + reply.usage)
     except BaseException as e:
       charge(e, spent)
       raise
@@ -267,10 +284,12 @@ class ChatClient:
       return EndpointError(f"the endpoint's quota is spent: {said}")
     return EndpointError(f"check --base_url, --provider and --model: {said}")
 
+  def _hide(self, text: str) -> str:
+    return text.replace(self._key, "[key]") if self._key else text
+
   def _clean(self, text: str) -> str:
     """One line for people, without the key: some endpoints repeat it."""
-    text = text.replace(self._key, "[key]") if self._key else text
-    line = " ".join(text.split())
+    line = " ".join(self._hide(text).split())
     line = "".join(c if c.isprintable() else "?" for c in line)
     return line if len(line) <= 200 else line[:197] + "..."
 

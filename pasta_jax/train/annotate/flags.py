@@ -34,9 +34,13 @@ _BASE_URL = flags.DEFINE_string("base_url", "", "Where the endpoint is, e.g. htt
 _MODEL = flags.DEFINE_string("model", "", "The endpoint's name of the model.")
 _KEY_ENV = flags.DEFINE_string("key_env", "", "Environment variable that holds the key; empty sends none.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of sampling.")
-_EXTRA = flags.DEFINE_string("extra", "{}", "JSON merged into each request; null removes a key.")
+_EXTRA = flags.DEFINE_string(
+  "extra", "{}", "JSON merged into each request, also within objects; null removes."
+)
 _ASKS = flags.DEFINE_integer("asks", 2, "Questions for one answer.", lower_bound=1)
-_MAX_REPLY = flags.DEFINE_integer("max_reply_tokens", 0, "0: by the answer's length.", lower_bound=0)
+_MAX_REPLY = flags.DEFINE_integer(
+  "max_reply_tokens", 0, "0: by the answer's length; 4 times for a reply cut off.", lower_bound=0
+)
 _CONCURRENCY = flags.DEFINE_integer("concurrency", 8, "Rows under way at a time.", lower_bound=1)
 _RPM = flags.DEFINE_integer("requests_per_minute", 0, "At most; 0: no limit.", lower_bound=0)
 _TPM = flags.DEFINE_integer("tokens_per_minute", 0, "At most; 0: no limit.", lower_bound=0)

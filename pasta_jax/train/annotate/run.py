@@ -64,7 +64,8 @@ class RunOptions:
     if self.chat is None or self.annotator == "rules":
       return found | {"rules": dataclasses.asdict(self.rules)}
     chat = {name: getattr(self.chat, name) for name in ("model", "provider", "base_url", "temperature")}
-    return found | chat | {"extra": dict(self.chat.extra), "asks": self.asks}
+    asked = {"asks": self.asks, "max_reply_tokens": self.max_reply_tokens}
+    return found | chat | asked | {"extra": dict(self.chat.extra)}
 
 
 def run(options: RunOptions) -> Account:
