@@ -1,21 +1,21 @@
 """The law on 8 devices: cache and parameters split over data, fsdp and tensor. Runs in its own process."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-FLAG = "--xla_force_host_platform_device_count=8"
+from tests.fake_devices import environment
+
 # Heads that the tensor axis does not divide stay whole, and so do rows that data and fsdp do not.
 MESHES = {"llama": "data:2,fsdp:2,tensor:2", "gemma2": "fsdp:2,tensor:4"}
 
 
 @pytest.mark.devices
 def test_the_law_holds_with_data_fsdp_and_tensor_meshes_on_eight_devices():
-  env = os.environ | {"XLA_FLAGS": FLAG, "JAX_PLATFORMS": "cpu"}
-  env["PYTHONPATH"] = os.pathsep.join(sys.path)
-  done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=600)
+  done = subprocess.run(
+    [sys.executable, __file__], env=environment(8), capture_output=True, text=True, timeout=600
+  )
   assert done.returncode == 0, done.stdout + done.stderr
   assert done.stdout.split() == list(MESHES.values())
 

@@ -1,21 +1,23 @@
-"""On 8 devices, forward, prefill and decoding compute what they compute on one. Runs in its own process."""
+"""Forward, prefill and one-lane decoding on 8 devices compute what they do on one. Runs in its own process.
 
-import os
+Lanes on several devices: tests/test_law_devices.py.
+"""
+
 import subprocess
 import sys
 
 import pytest
 
-FLAG = "--xla_force_host_platform_device_count=8"
+from tests.fake_devices import environment
 
 
 @pytest.mark.devices
 def test_sharded_models_compute_what_unsharded_ones_do_on_eight_devices():
-  env = os.environ | {"XLA_FLAGS": FLAG, "JAX_PLATFORMS": "cpu"}
-  env["PYTHONPATH"] = os.pathsep.join(sys.path)
-  done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=600)
+  done = subprocess.run(
+    [sys.executable, __file__], env=environment(8), capture_output=True, text=True, timeout=600
+  )
   assert done.returncode == 0, done.stdout + done.stderr
-  assert done.stdout.split() == ["forward", "sequential", "parallel"]
+  assert done.stdout.split() == ["forward", "sequential"]
 
 
 def main() -> None:
@@ -27,7 +29,6 @@ def main() -> None:
   from pasta_jax.model.cache import cache_shardings
   from pasta_jax.model.sharding import make_mesh, named_sharding, param_shardings
   from pasta_jax.model.weights import LoadedModel
-  from tests.law import law_requests, split_model, teacher
   from tests.test_models import TOLERANCE, logits_of
   from tests.toy import teacher_logits, toy_model
   from tests.weights_files import CONFIGS
@@ -57,15 +58,6 @@ def main() -> None:
       np.testing.assert_allclose(np.asarray(got)[live], expected, rtol=0, atol=TOLERANCE, err_msg=axes)
   print("forward")
 
-  def run(model, axes, requests, **sizes):
-    """The results of an engine on a mesh, whose cache is split as the table says."""
-    cfg, mesh = model.config, make_mesh(axes)
-    sharded = LoadedModel(cfg, placed(model.params, cfg, mesh), model.tokenizer)
-    engine = Engine(sharded, mesh=mesh, keep_logits=True, **sizes)
-    k = engine.programs.new_state().cache.k[0]
-    assert k.sharding.is_equivalent_to(cache_shardings(cfg, mesh, sizes["batch_size"]).k[0], k.ndim)
-    return engine.generate(requests)
-
   # Logits are held against one forward of one device.
   rng = np.random.default_rng(2)
   model = toy_model(cfg=CONFIGS["gemma2"], num_layers=2)
@@ -77,7 +69,12 @@ def main() -> None:
     )
     for n in (1, 70, 12, 33, 5, 90)
   ]
-  results = run(model, "fsdp:2,tensor:4", requests, batch_size=4, max_len=128, segment=8)
+  cfg, mesh = model.config, make_mesh("fsdp:2,tensor:4")
+  sharded = LoadedModel(cfg, placed(model.params, cfg, mesh), model.tokenizer)
+  engine = Engine(sharded, batch_size=4, max_len=128, segment=8, mesh=mesh, keep_logits=True)
+  k = engine.programs.new_state().cache.k[0]
+  assert k.sharding.is_equivalent_to(cache_shardings(cfg, mesh, 4).k[0], k.ndim)
+  results = engine.generate(requests)
   for result in results:
     prompt = list(result.request.prompt)
     expected = teacher_logits(model, prompt + list(result.ids))[len(prompt) - 1 : -1]
@@ -85,15 +82,6 @@ def main() -> None:
     if not result.request.sampling.temperature:
       assert list(expected.argmax(-1)) == list(result.ids)
   print("sequential")
-
-  model = split_model(CONFIGS["gemma3"], num_layers=2, sliding_pattern=2)
-  requests = law_requests(model.tokenizer.controls, 1, 8)
-  sizes = {"batch_size": 4, "max_len": 320, "segment": 8, "lanes": 4, "chunks": 8}
-  results = run(model, "data:2,fsdp:2,tensor:2", requests, **sizes)
-  for result in results:
-    np.testing.assert_allclose(result.logits, teacher(model, result), rtol=0, atol=TOLERANCE)
-  assert max(len(r.parallel.threads.chunks) for r in results) > 2
-  print("parallel")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
 """Every kind of file loads into shardings over 8 devices as it loads onto one. Runs in its own process."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-FLAG = "--xla_force_host_platform_device_count=8"
+from tests.fake_devices import environment
 
 
 @pytest.mark.devices
 def test_sharded_loads_equal_unsharded_ones_on_eight_devices(tmp_path):
-  env = os.environ | {"XLA_FLAGS": FLAG, "JAX_PLATFORMS": "cpu"}
-  env["PYTHONPATH"] = os.pathsep.join(sys.path)
   done = subprocess.run(
-    [sys.executable, __file__, tmp_path], env=env, capture_output=True, text=True, timeout=120
+    [sys.executable, __file__, tmp_path], env=environment(8), capture_output=True, text=True, timeout=120
   )
   assert done.returncode == 0, done.stdout + done.stderr
   assert done.stdout.split() == ["gguf", "safetensors", "checkpoint", "gemma", "random", "memory"]
