@@ -66,7 +66,7 @@ TOY = ModelConfig(
 def toy_model(seed: int = 1, marks: bool = False, cfg: ModelConfig | None = None, **changes):
   """Config, random parameters and the byte tokenizer, as `load_model` returns them."""
   tokenizer = ByteTokenizer(marks)
-  cfg = (cfg or TOY).replace(vocab_size=tokenizer.vocab_size, **changes)
+  cfg = (cfg or TOY).replace(**({"vocab_size": tokenizer.vocab_size} | changes))
   params = init_params(cfg, jax.random.key(seed))
   # Embeddings of the usual small size give nearly the same logits everywhere; these make answers differ.
   params["embed"] = params["embed"] * 40

@@ -14,6 +14,7 @@ from pasta_jax.train.loop import Outcome, train
 from tests.toy import TOY, toy_model
 
 CFG = TOY.replace(num_layers=2)
+ROWS = 296  # of the table: the 293 ids, a prime, and padding, so that a mesh can split it
 
 _ANSWERS = (
   'Two: <promise topic="cat" tokens="10"/><async>a cat</async>, <promise topic="dog" tokens="10"/><async>a'
@@ -50,7 +51,7 @@ def small(data: str, **changes) -> Config:
 
 def toy(source: str = "toy", *, dtype=None, mesh=None):
   """What stands in for `load_model`."""
-  model = toy_model(marks=True, cfg=CFG)
+  model = toy_model(marks=True, cfg=CFG, vocab_size=ROWS)
   if mesh is None:
     return model
   values = {name: np.asarray(x) for name, x in model.params.items()}
