@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from pasta_jax.decode.progress import Progress
+from tests.command_lines import outcomes
 
 
 def run(*arguments):
@@ -33,19 +34,31 @@ def test_help_lists_every_flag_with_what_it_does():
   assert "python -m pasta_jax.decode.main --model=smollm2-135m --prompt=" in out
 
 
-@pytest.mark.parametrize(
-  ("flag", "message"),
-  [
-    ("--promt=x", "Unknown command line flag 'promt'. Did you mean: prompt"),
-    ("--batch_size=0", "--batch_size=0: 0 is not a positive integer"),
-    ("--temperature=hot", "--temperature=hot: could not convert string to float"),
-  ],
-)
-def test_a_misspelt_flag_or_value_is_named_before_anything_is_loaded(flag, message):
-  out = run(flag)
-  assert out.returncode == 1
-  assert message in out.stderr
+MISTAKES = [
+  ("--promt=x", "Unknown command line flag 'promt'. Did you mean: prompt"),
+  ("--batch_size=0", "--batch_size=0: 0 is not a positive integer"),
+  ("--temperature=hot", "--temperature=hot: could not convert string to float"),
+]
+
+
+@pytest.fixture(scope="module")
+def told():
+  """The outcome of every mistake."""
+  return outcomes("pasta_jax.decode.main", [[flag] for flag, _ in MISTAKES])
+
+
+@pytest.mark.parametrize("case", range(len(MISTAKES)), ids=[flag for flag, _ in MISTAKES])
+def test_a_misspelt_flag_or_value_is_named_before_anything_is_loaded(told, case):
+  out = told[case]
+  assert out.status == 1
+  assert MISTAKES[case][1] in out.stderr
   assert "Traceback" not in out.stderr
+
+
+def test_a_misspelt_flag_ends_the_process_with_status_1():
+  out = run("--promt=x")
+  assert out.returncode == 1
+  assert "Did you mean: prompt" in out.stderr
 
 
 class Terminal(io.StringIO):

@@ -3,8 +3,6 @@
 import functools
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -14,6 +12,7 @@ from pasta_jax.eval.race import RUNS, Outcome, race, table
 from pasta_jax.lang.parse import parse
 from pasta_jax.model.bundled import FOLDER, bundled_models, find_adapter
 from pasta_jax.model.errors import WeightsError
+from tests.command_lines import outcomes
 from tests.law import split_model
 from tests.scripted import lanes_engine
 
@@ -118,21 +117,25 @@ def test_bundled_adapters_are_found_by_name_and_paths_are_left_alone():
     assert find_adapter(name, "smollm2-135m") == str(FOLDER / f"smollm2-135m-{name}.npz")
 
 
-@pytest.mark.parametrize(
-  ("flags", "message"),
-  [
-    (["--prompt=x", "--stream=lane"], "did you mean 'lanes'"),
-    ([], "--prompt is empty"),
-    (["--prompt=x", "--adapter=twin"], "was not trained on marks"),
-    (["--prompt=x", "--twin=pasta"], "it is no twin"),
-    (["--prompt=x", "--model=gemma3-270m"], "comes with the package"),
-    (["--prompt=x", "--adapter=/nowhere/a.npz"], "no such file"),
-  ],
-)
-def test_flags_that_cannot_be_are_one_line_before_a_model_is_loaded(flags, message):
-  out = subprocess.run(
-    [sys.executable, "-m", "pasta_jax.eval.demo", *flags], capture_output=True, text=True, check=False
-  )
-  assert out.returncode == 1
-  assert message in out.stderr
+MISTAKES = [
+  (["--prompt=x", "--stream=lane"], "did you mean 'lanes'"),
+  ([], "--prompt is empty"),
+  (["--prompt=x", "--adapter=twin"], "was not trained on marks"),
+  (["--prompt=x", "--twin=pasta"], "it is no twin"),
+  (["--prompt=x", "--model=gemma3-270m"], "comes with the package"),
+  (["--prompt=x", "--adapter=/nowhere/a.npz"], "no such file"),
+]
+
+
+@pytest.fixture(scope="module")
+def told():
+  """The outcome of every mistake."""
+  return outcomes("pasta_jax.eval.demo", [flags for flags, _ in MISTAKES])
+
+
+@pytest.mark.parametrize("case", range(len(MISTAKES)), ids=[" ".join(flags) for flags, _ in MISTAKES])
+def test_flags_that_cannot_be_are_one_line_before_a_model_is_loaded(told, case):
+  out = told[case]
+  assert out.status == 1
+  assert MISTAKES[case][1] in out.stderr
   assert len(out.stderr.strip().splitlines()) == 1
