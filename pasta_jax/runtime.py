@@ -11,7 +11,9 @@ from typing import Any
 
 
 def default_cache_folder() -> str:
-  """Where compiled programs are kept: `pasta_jax/xla` in the user's cache folder."""
+  """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, else `pasta_jax/xla` in the user's cache."""
+  if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    return folder
   base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
   return os.path.join(base, "pasta_jax", "xla")
 
@@ -37,11 +39,21 @@ def use_compilation_cache(folder: str) -> None:
     if not os.access(path, os.W_OK):
       raise PermissionError(f"no permission to write in {path}")
   except OSError as e:
-    print(f"compilation cache is off: {e}; choose another with --compilation_cache", file=sys.stderr)
+    choose = "choose another folder with --compilation_cache or JAX_COMPILATION_CACHE_DIR"
+    print(f"compilation cache is off: {e}; {choose}", file=sys.stderr)
     jax.config.update("jax_enable_compilation_cache", False)
     return
   jax.config.update("jax_compilation_cache_dir", str(path))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def use_default_cache() -> None:
+  """`use_compilation_cache` of the default folder, unless JAX was told where to keep programs, or not to."""
+  import jax
+
+  config: Any = jax.config
+  if config.jax_enable_compilation_cache and config.jax_compilation_cache_dir is None:
+    use_compilation_cache(default_cache_folder())
 
 
 class Terminated(KeyboardInterrupt):

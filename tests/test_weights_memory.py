@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,9 @@ from pasta_jax.model.errors import WeightsError
 from pasta_jax.model.params import init_params, param_bytes
 from pasta_jax.model.placing import aligned_empty
 from pasta_jax.model.presets import preset
+from pasta_jax.model.tokenizer_io import load_tokenizer
 from pasta_jax.model.weights import load_model, random_params
+from tests.tokenizer_cases import GOLDEN
 from tests.weights_files import CONFIGS, tiny_params, write_gguf, write_hf
 
 needs_smollm2 = pytest.mark.skipif(
@@ -95,17 +98,18 @@ def test_a_file_whose_tokenizer_makes_no_sense_is_one_line(tmp_path):
 
 def test_loading_a_folder_or_checkpoint_holds_no_second_copy(tmp_path):
   def peak(cfg, name, source):
-    params, folder = init_params(cfg, jax.random.key(0)), tmp_path / source / name
+    folder = tmp_path / source / name
     if source == "ours":
-      save_checkpoint(folder, cfg, params)
+      save_checkpoint(folder, cfg, params[name])
     else:
-      write_hf(folder, cfg, {n: np.asarray(v) for n, v in params.items()})
+      write_hf(folder, cfg, {n: np.asarray(v) for n, v in params[name].items()})
     return load_in_a_process(str(folder), "float32")["peak"]
 
   tiny = CONFIGS["llama"]
   # Some 300 MB of weights, so that they stand out from what TensorStore keeps for itself.
   large = tiny.replace(d_model=512, d_ff=4096, num_layers=12)
   size = param_bytes(large, jnp.float32)
+  params = {"tiny": init_params(tiny, jax.random.key(0)), "large": init_params(large, jax.random.key(0))}
   for source, most in (("hf", 1.15), ("ours", 1.6)):
     extra = peak(large, "large", source) - peak(tiny, "tiny", source)
     assert extra <= most * size, (source, extra, size)
@@ -183,6 +187,25 @@ def test_folders_and_files_without_weights_say_what_was_expected(tmp_path):
   (folder / "config.json").unlink()
   with pytest.raises(WeightsError, match=r"config\.json: cannot be read: No such file"):
     load_model(str(folder))
+
+
+def test_a_tokenizer_with_more_text_than_the_embedding_has_rows_is_of_another_model(tmp_path):
+  pytest.importorskip("tokenizers")
+  folder = tiny_folder(tmp_path)
+  shutil.copytree(GOLDEN / "tokenizer_qwen2", folder, dirs_exist_ok=True)
+  tokenizer = load_tokenizer(folder)
+  rows = CONFIGS["llama"].vocab_size
+  text = [i for i in range(tokenizer.vocab_size) if i not in tokenizer.special_ids]
+  with pytest.raises(
+    WeightsError, match=f"text up to id {text[-1]}, the embedding has {rows} rows; they are"
+  ):
+    load_model(str(folder))
+  # Special ids beyond the embedding are another matter: Gemma 3's text models come with one.
+  cfg = CONFIGS["llama"].replace(vocab_size=text[-1] + 1)
+  assert cfg.vocab_size < tokenizer.vocab_size
+  params = tiny_params(cfg)
+  write_hf(folder, cfg, params)
+  assert load_model(str(folder)).tokenizer.vocab_size == tokenizer.vocab_size
 
 
 def test_a_package_that_is_not_installed_says_what_to_install(monkeypatch):

@@ -31,6 +31,7 @@ from pasta_jax.model.params import Params, ParamSpec, init_param, param_key, par
 from pasta_jax.model.placing import target_shardings
 from pasta_jax.model.presets import PRESETS, preset
 from pasta_jax.model.safetensors_weights import load_safetensors
+from pasta_jax.runtime import use_default_cache
 
 __all__ = ["LoadedModel", "WeightsError", "load_model", "random_params", "save_checkpoint"]
 
@@ -55,6 +56,9 @@ class LoadedModel:
 def load_model(source: str, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> LoadedModel:
   """Loads a model, tensor by tensor, straight into `dtype` and its sharding.
 
+  Programs compiled from then on are kept for the next process in `~/.cache/pasta_jax/xla`, unless JAX has
+  been given a folder (`jax_compilation_cache_dir`) or told to keep none (`jax_enable_compilation_cache`).
+
   Args:
     source: see the top of this module.
     dtype: of every parameter.
@@ -63,7 +67,8 @@ def load_model(source: str, *, dtype: Any = jnp.float32, mesh: Mesh | None = Non
   Raises:
     WeightsError: one line that says which file and tensor is wrong and what to do.
   """
-  if source.startswith("random:"):
+  use_default_cache()
+  if is_random(source):
     return _random(source, dtype, mesh)
   if source.startswith("hf:"):
     return _from_path(download(parse_hub(source)), dtype, mesh)
@@ -83,6 +88,11 @@ def load_model(source: str, *, dtype: Any = jnp.float32, mesh: Mesh | None = Non
   except ValueError as e:
     raise WeightsError(f"{e}; or give the path of a file or folder, or hf:owner/name") from None
   raise AssertionError(source)
+
+
+def is_random(source: str) -> bool:
+  """Whether a source names random weights."""
+  return source.startswith("random:")
 
 
 def random_params(
@@ -127,7 +137,7 @@ def _from_path(path: Path, dtype: Any, mesh: Mesh | None) -> LoadedModel:
     with GgufFile(path) as file:
       tokenizer = _tokenizer_from_gguf(file)
       cfg, params = load_gguf(file, dtype=dtype, mesh=mesh)
-    return LoadedModel(cfg, params, tokenizer)
+    return _whole(path, cfg, params, tokenizer)
   if is_checkpoint(path):
     tokenizer = _tokenizer_from_folders(tokenizer_folder(path))
     cfg, params = load_checkpoint(path, dtype=dtype, mesh=mesh)
@@ -142,6 +152,19 @@ def _from_path(path: Path, dtype: Any, mesh: Mesh | None) -> LoadedModel:
       f"{path}: holds no weights; expected *.safetensors with config.json, a folder of save_checkpoint, "
       "or Gemma's official Orbax checkpoint"
     )
+  return _whole(path, cfg, params, tokenizer)
+
+
+def _whole(path: Path, cfg: ModelConfig, params: Params, tokenizer: Any) -> LoadedModel:
+  """The model, if its tokenizer's text has rows in its embedding; special ids without one are never drawn."""
+  if tokenizer is not None:
+    more = range(cfg.vocab_size, tokenizer.vocab_size)
+    beyond = [i for i in more if tokenizer.piece(i) and i not in tokenizer.special_ids]
+    if beyond:
+      raise WeightsError(
+        f"{path}: the tokenizer has text up to id {beyond[-1]}, the embedding has {cfg.vocab_size} rows;"
+        " they are not of the same model"
+      )
   return LoadedModel(cfg, params, tokenizer)
 
 
