@@ -9,6 +9,7 @@ import pytest
 from pasta_jax.decode.engine import Engine
 from pasta_jax.decode.programs import fit_slots, plan_pieces
 from pasta_jax.decode.requests import Request, RequestError, Sampling
+from pasta_jax.lang.threads import Threads
 from tests.toy import teacher_logits, toy_model
 
 
@@ -186,3 +187,58 @@ def test_pieces_cover_a_prompt_and_their_padding_fits_the_slots():
         assert start + size <= slots
         at += count
       assert at == length
+
+
+def test_stop_ids_and_scripts_that_cannot_be_run_are_refused_before_anything_runs(engine, monkeypatch):
+  monkeypatch.setattr(engine.programs, "prefill", lambda *_: pytest.fail("something has run"))
+  for wrong, message in (
+    (Request("x", stop_ids=tuple(range(8))), "9 stop ids, at most 8"),
+    (Request("x", script=Threads((1, 2)), model_stops=False), "script: the request has no stop id"),
+    (Request("x", script=Threads((1, 257))), r"script ids must lie in \[0, 257\), got 257"),
+  ):
+    with pytest.raises(RequestError, match=message):
+      engine.generate(["fine", wrong])
+
+
+def test_ids_of_a_tokenizer_that_the_embedding_has_no_rows_for_are_refused(engine, monkeypatch):
+  monkeypatch.setattr(engine.tokenizer, "encode", lambda text, bos: [1, 300])
+  with pytest.raises(RequestError, match=r"do not belong together: .* \[0, 257\), got 300"):
+    engine.generate(["fine"])
+
+
+def test_a_model_without_a_tokenizer_answers_ids(model, engine):
+  other = Engine(dataclasses.replace(model, tokenizer=None), batch_size=3, max_len=160, segment=8)
+  [result] = other.generate([Request([1, 2, 3], max_new_tokens=9)])
+  logits = teacher_logits(model, [1, 2, 3, *result.ids])[2:-1]
+  assert list(logits.argmax(-1)) == list(result.ids)
+  assert result.finish_reason == "length"
+  for prompt in ("text", [{"role": "user", "content": "text"}]):
+    with pytest.raises(RequestError, match="no tokenizer; give the prompt as token ids"):
+      other.generate([Request(prompt)])
+
+
+def test_a_temperature_next_to_zero_is_greedy(engine):
+  warm, greedy = (
+    engine.generate([Request([7, 1], max_new_tokens=20, sampling=Sampling(temperature=t, seed=3))])[0]
+    for t in (2e-38, 0.0)
+  )
+  assert warm.ids == greedy.ids
+
+
+def test_a_cache_stays_within_the_positions_of_the_model(monkeypatch):
+  made = []
+  monkeypatch.setattr("pasta_jax.decode.engine.Programs", lambda cfg, shapes, *_: made.append(shapes))
+  short = toy_model(max_len=100)
+  assert Engine(short).max_len == 100
+  assert made[0].num_slots == 128
+  assert Engine(toy_model()).max_len == 2048
+  with pytest.raises(ValueError, match="max_len 101 exceeds the 100 positions"):
+    Engine(short, max_len=101)
+
+
+def test_a_cache_that_cannot_fit_is_foreseen_before_anything_is_compiled(model, monkeypatch):
+  monkeypatch.setattr("pasta_jax.model.memory.device_bytes_free", lambda device: 300_000)
+  monkeypatch.setattr("pasta_jax.decode.programs.Lowering.compile", lambda *_: pytest.fail("it compiles"))
+  message = r"not enough memory foreseen: a cache of 3 x 1024 slots in float32 needs 0\.\d\d GB .* batch_size"
+  with pytest.raises(ValueError, match=message):
+    Engine(model, batch_size=3, max_len=1024)

@@ -13,6 +13,8 @@ from pasta_jax.lang.threads import Threads, problems
 
 # The budget of a scripted answer: its script ends it.
 UNLIMITED = 2**30
+# Below it a draw takes the likeliest id: logits divided by less would overflow sooner than differ.
+LEAST_TEMPERATURE = 1e-6
 
 
 def make_admission(
@@ -21,14 +23,12 @@ def make_admission(
   """What a row keeps of a request.
 
   Args:
+    request: one that the engine's `encode` let pass.
     limit: ids to draw at most.
     stop_ids: ids that end the main thread.
     marks: whether the answer may have marks.
     shapes: of the programs.
     tokenizer: of the model.
-
-  Raises:
-    RequestError: a script without an id to end it; what else can be wrong with it, `check_script` tells.
   """
   padded = np.full(MAX_STOP_IDS, NO_ID, np.int32)
   padded[: len(stop_ids)] = stop_ids
@@ -38,7 +38,7 @@ def make_admission(
     limit=np.int32(UNLIMITED if scripted else limit),
     stop_ids=padded,
     sampling=SamplingRows(
-      temperature=np.float32(s.temperature),
+      temperature=np.float32(s.temperature if s.temperature >= LEAST_TEMPERATURE else 0),
       top_k=np.int32(s.top_k),
       top_p=np.float32(s.top_p),
       min_p=np.float32(s.min_p),
@@ -62,8 +62,12 @@ def make_admission(
   )
 
 
-def check_script(script: Threads, marks: bool, chunks: int, limit: int, tokenizer: Any) -> None:
-  """Raises RequestError where a script is no document, or too long."""
+def check_script(
+  script: Threads, stop_ids: list[int], marks: bool, chunks: int, limit: int, tokenizer: Any
+) -> None:
+  """Raises RequestError where a script is no document, too long, or has no id to end it."""
+  if not stop_ids:
+    raise RequestError("script: the request has no stop id to end it with")
   if tokenizer.controls is not None and (found := problems(script, tokenizer.controls)):
     raise RequestError(f"script: {found[0]}")
   if script.chunks and not marks:
@@ -84,8 +88,6 @@ def _script(script: Threads | None, stop_ids: list[int], shapes: Shapes, tokeniz
   ids = np.zeros(shapes.num_slots, np.int32)
   if script is None:
     return Script(on=np.bool_(False), ids=ids, starts=starts, lengths=lengths)
-  if not stop_ids:
-    raise RequestError("script: the request has no stop id to end it with")
   flat = [*script.main, stop_ids[0]]
   for n, body in enumerate(script.chunks, start=1):
     starts[n], lengths[n] = len(flat), len(body)

@@ -7,7 +7,7 @@ the device works; a request that ended leaves its row, and the next one enters i
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from pasta_jax.decode.admission import check_script, make_admission
 from pasta_jax.decode.answer import Answer, Draw
 from pasta_jax.decode.parallel import Parallel
 from pasta_jax.decode.programs import Programs, Shapes, fit_slots, piece_sizes, step_rows, step_widths
-from pasta_jax.decode.requests import Event, LaneEvent, Request, RequestError, Result
+from pasta_jax.decode.requests import Event, LaneEvent, Messages, Request, RequestError, Result
 from pasta_jax.decode.state import NO_ID
 from pasta_jax.decode.step import Loop, Outputs
 from pasta_jax.lang.grammar import token_kinds
@@ -27,6 +27,7 @@ from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.packed import pack, packs
 from pasta_jax.model.params import check_params
 from pasta_jax.model.sharding import make_mesh
+from pasta_jax.model.tokenizer_ids import IdsTokenizer
 
 
 @dataclasses.dataclass
@@ -100,9 +101,10 @@ class Engine:
 
   Args:
     model: anything with `config`, `params` and `tokenizer`, e.g. from `load_model`. `params` may be sharded
-      over `mesh`.
+      over `mesh`; without a tokenizer (None), requests are ids and the model's makers name no id to stop at.
     batch_size: B, requests decoded at a time.
-    max_len: longest prompt and answer together, in tokens; rounded up to whole pieces of a prompt.
+    max_len: longest prompt and answer together, in tokens; rounded up to whole pieces of a prompt. None:
+      2048, or the positions that the model was trained for, if these are fewer.
     segment: most steps between two looks of the host.
     mesh: devices to run on; None: one device.
     lanes: threads of a request that run at a time; 1: the sequential decoder, which masks the marks.
@@ -112,8 +114,9 @@ class Engine:
       on the way, so that they are not held twice.
 
   Raises:
-    ValueError: parameters that do not fit the config, sizes below 1, or several lanes for a model that has
-      no ids for the marks (see model/marks.py).
+    ValueError: parameters that do not fit the config, sizes below 1, a max_len beyond the model's positions,
+      a cache that does not fit into memory, or several lanes for a model that has no ids for the marks (see
+      model/marks.py).
   """
 
   def __init__(
@@ -121,7 +124,7 @@ class Engine:
     model: Any,
     *,
     batch_size: int = 1,
-    max_len: int = 2048,
+    max_len: int | None = None,
     segment: int = 16,
     mesh: Mesh | None = None,
     lanes: int = 1,
@@ -129,6 +132,9 @@ class Engine:
     keep_logits: bool = False,
     take: bool = False,
   ):
+    self.config: ModelConfig = model.config
+    longest = self.config.max_len
+    max_len = min(2048, longest) if max_len is None else max_len
     sizes = {
       "batch_size": batch_size,
       "max_len": max_len,
@@ -139,8 +145,10 @@ class Engine:
     for name, value in sizes.items():
       if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    self.config: ModelConfig = model.config
-    self.tokenizer = model.tokenizer
+    if max_len > longest:
+      raise ValueError(f"max_len {max_len} exceeds the {longest} positions that the model was trained for")
+    self._text = model.tokenizer is not None
+    self.tokenizer = model.tokenizer if self._text else IdsTokenizer(self.config.vocab_size)
     check_params(self.config, model.params)
     self.mesh = mesh if mesh is not None else make_mesh()
     dtype = jnp.result_type(model.params["embed"])
@@ -167,7 +175,8 @@ class Engine:
     self.params: Any = (
       pack(self.config, model.params, take, shapes.rows) if packs(self.mesh) else model.params
     )
-    self.batch_size, self.max_len, self.lanes, self.chunks = batch_size, base, lanes, chunks
+    self.batch_size, self.lanes, self.chunks = batch_size, lanes, chunks
+    self.max_len = min(base, longest)
 
   def _kinds(self) -> np.ndarray:
     t = self.tokenizer
@@ -177,25 +186,28 @@ class Engine:
     """The prompt's ids, int32.
 
     Raises:
-      RequestError: an empty prompt, one too long, or ids or messages that do not fit the model.
+      RequestError: an empty prompt, one too long, ids or messages that do not fit the model, or stop ids or a
+        script that cannot be run.
     """
     prompt = request.prompt
+    has_ids = not isinstance(prompt, str) and (not len(prompt) or isinstance(prompt[0], int | np.integer))
+    if not has_ids and not self._text:
+      raise RequestError("the model has no tokenizer; give the prompt as token ids")
     if isinstance(prompt, str):
       if request.chat and self.tokenizer.has_chat_template:
         ids = self.tokenizer.chat([{"role": "user", "content": prompt}])
       else:
         ids = self.tokenizer.encode(prompt, bos=self.tokenizer.add_bos)
-    elif len(prompt) and not isinstance(prompt[0], int | np.integer):
+    elif not has_ids:
       try:
-        ids = self.tokenizer.chat(prompt)
+        ids = self.tokenizer.chat(cast(Messages, prompt))
       except ValueError as e:
         raise RequestError(str(e)) from None
     else:
       ids = list(prompt)
-      if any(not 0 <= i < self.config.vocab_size for i in ids):
-        raise RequestError(f"prompt ids must lie in [0, {self.config.vocab_size})")
     if not len(ids):
       raise RequestError("the prompt is empty")
+    self._check_ids("prompt" if has_ids else "tokenizer and embedding do not belong together: prompt", ids)
     if len(ids) >= self.max_len:
       raise RequestError(
         f"the prompt has {len(ids)} tokens, which leaves no room for an answer in max_len {self.max_len};"
@@ -206,10 +218,17 @@ class Engine:
       raise RequestError(
         f"stop_ids has {found[0]}, the id of a mark of PASTA-LANG; a mark never ends an answer, leave it out"
       )
-    if request.script is not None:
+    stop_ids = request.all_stop_ids(self.tokenizer.stop_ids)
+    if (script := request.script) is not None:
       marks = request.marks and self.lanes > 1
-      check_script(request.script, marks, self.chunks, self.max_len - len(ids), self.tokenizer)
+      check_script(script, stop_ids, marks, self.chunks, self.max_len - len(ids), self.tokenizer)
+      self._check_ids("script", [i for thread in (script.main, *script.chunks) for i in thread])
     return np.asarray(ids, np.int32)
+
+  def _check_ids(self, what: str, ids: Sequence[int]) -> None:
+    rows = self.config.vocab_size  # a gather from the embedding does not look
+    if (wrong := next((i for i in ids if not 0 <= i < rows), None)) is not None:
+      raise RequestError(f"{what} ids must lie in [0, {rows}), got {wrong}")
 
   def generate(self, requests: Sequence[Request | str], **settings: Any) -> list[Result]:
     """Answers in the order of `requests`.

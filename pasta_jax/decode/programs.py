@@ -28,10 +28,10 @@ from pasta_jax.decode.state import (
   empty_state,
   state_shardings,
 )
-from pasta_jax.model.cache import cache_bytes
 from pasta_jax.model.config import ModelConfig
+from pasta_jax.model.memory import check_free, device_bytes
 from pasta_jax.model.packed import abstract_packed, packs
-from pasta_jax.model.params import abstract_params, param_bytes
+from pasta_jax.model.params import abstract_params
 from pasta_jax.model.sharding import param_shardings, replicated
 
 SHORTEST_PREFIX = 128
@@ -177,7 +177,11 @@ def _understood(options: dict[str, str | bool]) -> dict[str, str | bool] | None:
 
 
 class Lowering:
-  """The programs of one engine before they are compiled; `mesh` may be of devices that are not there."""
+  """The programs of one engine before they are compiled; `mesh` may be of devices that are not there.
+
+  Attributes:
+    state: shapes and shardings of the state that they pass on, the cache in it.
+  """
 
   def __init__(self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh):
     self._cfg, self._shapes = cfg, shapes
@@ -192,7 +196,7 @@ class Lowering:
     if packs(mesh):
       params = abstract_packed(cfg, params, self._everywhere, shapes.rows)
     kinds = self._abstract(np.zeros(cfg.vocab_size, np.int32))
-    state = jax.tree.map(
+    self.state = state = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       jax.eval_shape(empty),
       self._state_shardings,
@@ -259,6 +263,9 @@ class Programs:
 
   Args:
     kinds: of every id, see grammar.token_kinds; ids beyond them are never drawn.
+
+  Raises:
+    ValueError: the cache cannot fit into memory, before anything is compiled.
   """
 
   def __init__(self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh, kinds: np.ndarray):
@@ -268,6 +275,12 @@ class Programs:
     padded[: len(kinds)] = kinds[: cfg.vocab_size]
     self.kinds = self.put(padded)
     lowering = Lowering(cfg, shapes, mesh)
+    check_free(
+      f"a cache of {shapes.batch} x {shapes.num_slots} slots in {jnp.dtype(shapes.dtype).name} needs",
+      device_bytes(lowering.state),
+      mesh.local_devices[0],
+      "use a smaller batch_size or max_len, or a mesh of more devices",
+    )
     compiled = {name: lowering.compile(name) for name in lowering.names}
     self.new_state = compiled["new_state"]
     self._compiled_segment = compiled["segment"]
@@ -298,11 +311,6 @@ class Programs:
   def put(self, tree: Any) -> Any:
     """Host values onto the devices, explicitly."""
     return jax.device_put(tree, self._everywhere)
-
-  def needed_bytes(self) -> int:
-    """Bytes of parameters and cache over all devices, if nothing is replicated."""
-    s = self.shapes
-    return param_bytes(self.cfg, s.dtype) + cache_bytes(self.cfg, s.batch, s.num_slots, s.dtype)
 
 
 def example_admission(shapes: Shapes) -> Admission:

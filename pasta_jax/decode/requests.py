@@ -40,7 +40,7 @@ class Sampling:
   """How ids are drawn.
 
   Attributes:
-    temperature: 0 takes the likeliest id; otherwise logits are divided by it.
+    temperature: 0 takes the likeliest id, and so does less than 1e-6; otherwise logits are divided by it.
     top_k: keep the k likeliest ids; 0 keeps all.
     top_p: keep the smallest set of likeliest ids with at least this probability; 1 keeps all.
     min_p: keep ids with at least this fraction of the likeliest one's probability; 0 keeps all.

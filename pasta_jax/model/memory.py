@@ -100,12 +100,25 @@ def check_fits(
     need = sum(_shard_bytes(spec.shape, dtype, shardings[name]) for name, spec in table.items())
   else:
     need = sum(spec.size for spec in table.values()) * jnp.dtype(dtype).itemsize
+  weights = f"the weights in {jnp.dtype(dtype).name} need"
+  try:
+    check_free(weights, need, device, "use a smaller dtype or model, or a mesh of more devices")
+  except ValueError as e:
+    raise WeightsError(f"{what}: {e}") from None
+
+
+def check_free(what: str, need: int, device: Any, advice: str) -> None:
+  """Raises ValueError where a device has fewer than `need` bytes free.
+
+  Args:
+    what: needs them, with its verb, as the message begins.
+  """
   free = device_bytes_free(device)
   if free is not None and need > free:
-    per = "on each device" if shardings and device.platform != "cpu" else "of memory"
-    raise WeightsError(
-      f"{what}: not enough memory foreseen: the weights in {jnp.dtype(dtype).name} need {_gb(need)} {per}, "
-      f"{_gb(free)} are free on {device.platform}; use a smaller dtype or model, or a mesh of more devices"
+    per = "of memory" if device.platform == "cpu" else "on each device"
+    raise ValueError(
+      f"not enough memory foreseen: {what} {_gb(need)} {per}, {_gb(free)} are free on {device.platform};"
+      f" {advice}"
     )
 
 
