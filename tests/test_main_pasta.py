@@ -82,6 +82,8 @@ def test_rows_with_documents_are_decoded_in_lanes_and_tell_their_figures(toy, tm
     {"fixed": 3},
     {"script": "text"},
     {"limits": Limits(chunks=3)},
+    {"max_len": 321},
+    {"dtype": "bfloat16"},
     {"mode": "sequential", "lanes": 8},
   ],
 )
@@ -105,6 +107,60 @@ def test_a_run_is_resumed_with_the_same_settings_only(toy, tmp_path, change, mon
     answer_file(dataclasses.replace(options, **change))
   answer_file(options)
   assert [row["text"] for row in read(out)] == ["Hi.", "Hi."]
+
+
+def test_an_interruption_tells_of_rows_that_are_kept_and_of_none_where_there_are_none(
+  toy, tmp_path, monkeypatch
+):
+  source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  source.write_text(json.dumps({"prompt": "a", "document": "Hi."}) + "\n")
+  options = dataclasses.replace(
+    toy, prompt="", prompts_file=str(source), output_file=str(out), script="document"
+  )
+  for error in (KeyboardInterrupt(), OSError("disk on fire")):
+
+    def loading(options, error=error):
+      raise error
+
+    monkeypatch.setattr(launch, "make_engine", loading)
+    with pytest.raises(type(error)) as raised:
+      answer_file(options)
+    assert "kept" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_resumed_run_that_has_only_to_finish_counts_the_errors_that_are_kept(
+  toy, tmp_path, monkeypatch, capsys
+):
+  source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  source.write_text(json.dumps({"prompt": "a"}) + "\n")
+  options = dataclasses.replace(
+    toy, prompt="", prompts_file=str(source), output_file=str(out), script="document", resume=True
+  )
+
+  def no_room(journal):
+    raise OSError("no room")
+
+  with monkeypatch.context() as m:
+    m.setattr(Journal, "finish", no_room)
+    with pytest.raises(OSError, match="no room"):
+      answer_file(options)
+  capsys.readouterr()
+  answer_file(options)
+  assert "1 rows, 1 with an error" in capsys.readouterr().err
+  assert "no document" in read(out)[0]["error"]
+
+
+def test_a_terminal_is_told_that_a_model_is_loading(monkeypatch, capsys):
+  def load(source, **_):
+    raise WeightsError("as far as this test goes")
+
+  monkeypatch.setattr(launch, "load_model", load)
+  for terminal in (True, False):
+    monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+    with pytest.raises(WeightsError):
+      launch.make_engine(Options(model="toy", prompt="x"))
+    assert ("loading toy and compiling" in capsys.readouterr().err) == terminal
 
 
 def test_oracle_positions_take_the_lengths_of_the_script(toy, tmp_path, capsys):

@@ -33,6 +33,11 @@ class Journal:
   def partial(self) -> pathlib.Path:
     return partial_path(self.path)
 
+  @property
+  def errors(self) -> int:
+    """Rows that have an error."""
+    return sum("error" in row for row in self.rows.values())
+
   def add(self, number: int, row: dict[str, Any]) -> None:
     """Keeps a finished row."""
     self._file.write(json_line({"row": number, "output": row}))

@@ -5,6 +5,8 @@ import sys
 import time
 from typing import Any
 
+import jax.numpy as jnp
+
 from pasta_jax.decode.engine import Engine
 from pasta_jax.decode.journal import open_journal
 from pasta_jax.decode.options import Options, resolve_dtype
@@ -16,11 +18,12 @@ from pasta_jax.decode.show import show
 from pasta_jax.model.adapter import adapter_notes, load_adapter, with_adapter
 from pasta_jax.model.marks import with_marks
 from pasta_jax.model.sharding import make_mesh
-from pasta_jax.model.weights import load_model
+from pasta_jax.model.tokenizer_ids import with_ids
+from pasta_jax.model.weights import is_random, load_model
 
 # What the rows of an output depend on.
 _SETTINGS = (
-  "model", "system", "max_new_tokens", "stop", "chat", "logprobs", "lanes", "fork", "positions",
+  "model", "max_len", "system", "max_new_tokens", "stop", "chat", "logprobs", "lanes", "fork", "positions",
   "fixed", "script",
 )  # fmt: skip
 
@@ -28,7 +31,12 @@ _SETTINGS = (
 def make_engine(options: Options) -> Engine:
   adapter = load_adapter(options.adapter_file) if options.adapter_file else None
   mesh = make_mesh(options.mesh)
+  if sys.stderr.isatty():
+    what = f"loading {options.model} and compiling (seconds; the first time about a minute) ..."
+    print(what, file=sys.stderr)
   model = load_model(options.model, dtype=resolve_dtype(options.dtype), mesh=mesh)
+  if is_random(options.model):
+    model = with_ids(model)
   if model.tokenizer is None:
     raise ValueError(f"--model {options.model} has no tokenizer, so it cannot answer a prompt")
   if adapter is not None:
@@ -139,11 +147,13 @@ def answer_file(options: Options) -> None:
   rows = check_input(options.prompts_file)
   run_settings: dict[str, Any] = {"mode": "pasta" if options.pasta else "sequential"}
   run_settings["adapter"] = file_digest(options.adapter_file) if options.adapter_file else ""
+  run_settings["dtype"] = str(jnp.dtype(resolve_dtype(options.dtype)))
   run_settings |= {name: getattr(options, name) for name in _SETTINGS}
   run_settings["stop"] = list(options.stop)
   run_settings |= dataclasses.asdict(options.sampling) | dataclasses.asdict(options.limits)
   run_settings["prompts_file"] = file_digest(options.prompts_file)
   journal = open_journal(options.output_file, run_settings, options.resume)
+  kept = f"rows are kept in {journal.partial}"  # if there are any: without, it is not left
   try:
     left = len(rows) - len(journal.rows)
     started = time.perf_counter()
@@ -167,18 +177,22 @@ def answer_file(options: Options) -> None:
         assert engine is not None
         return _scripted(options, request, document, engine)
 
-      errors = answer_rows(engine, rows, journal, make, advance) if engine else 0
+      if engine is not None:
+        answer_rows(engine, rows, journal, make, advance)
   except KeyboardInterrupt as e:
-    e.args = (f"{len(journal.rows)} of {len(rows)} rows are kept in {journal.partial}; go on with --resume",)
+    if journal.rows:
+      e.args = (f"{len(journal.rows)} of {len(rows)} {kept}; go on with --resume",)
     raise
   except OSError as e:
-    raise OSError(f"{e}; finished rows are kept in {journal.partial}, go on with --resume") from e
+    if not journal.rows:
+      raise
+    raise OSError(f"{e}; finished {kept}, go on with --resume") from e
   finally:
     journal.close()
   journal.finish()
   seconds = time.perf_counter() - started
   print(
-    f"[{len(rows)} rows, {errors} with an error, {tokens} tokens in {seconds:.1f} s "
+    f"[{len(rows)} rows, {journal.errors} with an error, {tokens} tokens in {seconds:.1f} s "
     f"({tokens / seconds:.1f} tokens/s) -> {options.output_file}]",
     file=sys.stderr,
   )

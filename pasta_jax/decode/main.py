@@ -20,7 +20,8 @@ flags.DEFINE_string(
   "model",
   "smollm2-135m",
   "A preset whose weights come as a package (smollm2-135m, gemma3-270m), a path (GGUF file, Hugging Face"
-  " folder, checkpoint of ours, Gemma's Orbax folder), hf:owner/name, or random:PRESET.",
+  " folder, checkpoint of ours, Gemma's Orbax folder), hf:owner/name, or random:PRESET (random weights of"
+  " any preset, to measure: the prompt's bytes are its ids, and the answer is ids).",
 )
 flags.DEFINE_string(
   "adapter",
@@ -37,7 +38,10 @@ flags.DEFINE_string("output_file", "", "JSONL of answers, in the order of --prom
 flags.DEFINE_bool("resume", False, "Go on with the rows that an interrupted run left undone.")
 flags.DEFINE_integer("batch_size", 1, "Prompts decoded at a time.", lower_bound=1)
 flags.DEFINE_integer("max_new_tokens", 256, "Tokens of an answer at most, marks included.", lower_bound=1)
-flags.DEFINE_integer("max_len", 2048, "Tokens of prompt and answer at most.", lower_bound=1)
+flags.DEFINE_integer(
+  "max_len", None, "Tokens of prompt and answer at most; 2048, or the model's positions if these are fewer.",
+  lower_bound=1,
+)  # fmt: skip
 flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.")
 flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens; 0: from all.")
 flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that hold this probability.")

@@ -37,7 +37,7 @@ class Options:
   resume: bool = False
   batch_size: int = 1
   max_new_tokens: int = 256
-  max_len: int = 2048
+  max_len: int | None = None
   sampling: Sampling = dataclasses.field(default_factory=Sampling)
   stop: tuple[str, ...] = ()
   chat: bool = True

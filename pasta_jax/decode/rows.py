@@ -135,7 +135,7 @@ def answer_rows(
       row = event.result.request.tag
       journal.add(row.line, output_row(row.values, event.result))
       progress(event.result.tokens)
-  return sum("error" in row for row in journal.rows.values())
+  return journal.errors
 
 
 def check_input(path: str) -> list[InputRow]:
