@@ -14,9 +14,11 @@ from pasta_jax.model.packed import Packed, pack, unpack
 from tests.toy import toy_model
 from tests.weights_files import CONFIGS
 
+forward = jax.jit(transformer.forward, static_argnums=0)
 
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("family", CONFIGS)
+
+# How many rows a product has matters to the order in which matrices are packed, not to what a family has.
+@pytest.mark.parametrize(("family", "rows"), [*((f, 2) for f in CONFIGS), ("gemma3", 1), ("qwen2", 1)])
 def test_packed_weights_give_the_same_logits_and_come_back_as_they_were(family, rows):
   model = toy_model(cfg=CONFIGS[family])
   packed = pack(model.config, model.params, rows=rows)
@@ -26,7 +28,7 @@ def test_packed_weights_give_the_same_logits_and_come_back_as_they_were(family, 
     assert np.array_equal(back[name], value), name
   ids = jnp.arange(24)[None]
   mask = transformer.causal_mask(jnp.array([24]), 24)
-  expected, got = (transformer.forward(model.config, p, ids, ids, mask) for p in (model.params, packed))
+  expected, got = (forward(model.config, p, ids, ids, mask) for p in (model.params, packed))
   np.testing.assert_allclose(got, expected, atol=1e-4)
 
 

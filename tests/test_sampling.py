@@ -1,12 +1,15 @@
 """Draws follow the filtered distribution, and depend on nothing but their own row."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pasta_jax.decode.sampling import SamplingRows, sample
+from pasta_jax.decode import sampling
+from pasta_jax.decode.sampling import SamplingRows
 
 VOCAB = 50
+sample = jax.jit(sampling.sample)
 
 
 def rows_of(n, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0):

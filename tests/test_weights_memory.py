@@ -75,7 +75,7 @@ def test_a_checkpoint_carries_the_tokenizer_along(tmp_path):
   pytest.importorskip("gguf")
   pytest.importorskip("tokenizers")
   model = load_model("smollm2-135m", dtype=jnp.bfloat16)
-  cfg = CONFIGS["llama"]
+  cfg = CONFIGS["llama"].replace(vocab_size=model.config.vocab_size)
   folder = save_checkpoint(tmp_path / "c", cfg, init_params(cfg, jax.random.key(0)), model.tokenizer)
   again = load_model(str(folder)).tokenizer
   text = "Two plus 22 is\n\tça 🙂 <|im_start|>"

@@ -125,15 +125,16 @@ def write_gguf(
 def safetensors_bytes(tensors: Mapping[str, np.ndarray]) -> bytes:
   """A safetensors file, written out by hand."""
   kinds = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
-  header, data = {}, b""
+  header, pieces, at = {}, [], 0
   for name, array in tensors.items():
     raw = array.tobytes()
-    offsets = [len(data), len(data) + len(raw)]
+    offsets = [at, at + len(raw)]
     header[name] = {"dtype": kinds[array.dtype], "shape": list(array.shape), "data_offsets": offsets}
-    data += raw
+    pieces.append(raw)
+    at += len(raw)
   text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
   text += b" " * (-len(text) % 8)
-  return struct.pack("<Q", len(text)) + text + data
+  return b"".join([struct.pack("<Q", len(text)), text, *pieces])
 
 
 def hf_tensors(
