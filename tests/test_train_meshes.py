@@ -16,19 +16,11 @@ from pasta_jax.model.adapter import load_adapter
 from pasta_jax.runtime import run_main
 from pasta_jax.train import loop, setup
 from pasta_jax.train.packing import Loader
+from tests.fake_devices import environment
 from tests.train_toy import losses, run, small, toy, write_rows
 
 MESHES = ("data:2,fsdp:2,tensor:2", "fsdp:8", "data:4,tensor:2")
 TERMINATED = 143
-
-
-def environment(devices: int) -> dict[str, str]:
-  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-  return os.environ | {
-    "XLA_FLAGS": flags,
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": os.pathsep.join(sys.path),
-  }
 
 
 def start(devices: int, *args) -> subprocess.Popen:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from pasta_jax.model.memory import told_when_memory_runs_out
 from pasta_jax.runtime import Terminated, run_main
 from pasta_jax.train import loop, setup
 from pasta_jax.train.checkpoints import Checkpoints, FolderError, claim
+from pasta_jax.train.loop import train
 from pasta_jax.train.packing import Loader
 from pasta_jax.train.rows import RowsError
 from pasta_jax.train.setup import set_up
@@ -184,31 +186,55 @@ def test_killed_outright_it_goes_on_from_the_last_checkpoint_bit_for_bit(data, w
   assert losses(tmp_path / "run") == losses(whole[0])
 
 
-def test_a_full_disk_is_one_line_and_with_room_again_it_goes_on_bit_for_bit(
+def test_a_full_disk_is_one_line_wherever_it_comes_and_with_room_again_it_goes_on_bit_for_bit(
   data, whole, tmp_path, monkeypatch
 ):
-  # A limit on the size of files stands in for a full disk.
-  config = small(data, save_every=2, eval_every=3)
+  config, folder = small(data, save_every=2, eval_every=3), tmp_path / "run"
+  savez, step, save = np.savez, loop.Recorder.step, Checkpoints.save
+  full = types.SimpleNamespace(flush=lambda: None, close=lambda: None)
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  ignore = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  save = Checkpoints.save
 
-  def fill_the_disk(self, step, *rest):
-    if step == 4:
+  def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def adapter_full(file, **arrays):
+    if ".adapter.npz." in file.name:
+      file.write(b"PK")
+      no_space()
+    savez(file, **arrays)
+
+  def metrics_full(self, number, *rest):
+    if number == 4:
+      self._file._file.close()
+      self._file._file = full
+    step(self, number, *rest)
+
+  def checkpoint_full(self, number, *rest):
+    if number == 4:  # Orbax writes in threads, and not in Python: a limit on the size of files stands in
       resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
-    save(self, step, *rest)
+    save(self, number, *rest)
+    self.wait()
 
+  full.write = no_space
+  ignore = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
   try:
-    with monkeypatch.context() as patch:
-      patch.setattr(Checkpoints, "save", fill_the_disk)
-      with pytest.raises(WeightsError, match="cannot be written") as e:
-        run(config, tmp_path / "run")
+    for where, name, stand_in, message in (
+      (np, "savez", adapter_full, r"run/adapter\.npz: cannot be written: No space left"),
+      (loop.Recorder, "step", metrics_full, r"run/metrics\.jsonl: cannot be written: No space left"),
+      (Checkpoints, "save", checkpoint_full, r"run/checkpoints: cannot be written"),
+    ):
+      with monkeypatch.context() as patch:
+        patch.setattr(where, name, stand_in)
+        with pytest.raises((OSError, WeightsError), match=message) as e:
+          run(config, folder)
+      assert "\n" not in str(e.value)
+      assert not [file for file in os.listdir(folder) if file.endswith(".writing")]
+      assert len(losses(folder)) >= 3
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, ignore)
-  assert "\n" not in str(e.value)
-  run(config, tmp_path / "run")
-  assert losses(tmp_path / "run") == losses(whole[0])
+  run(config, folder)
+  assert written(folder) == written(whole[0])
 
 
 def test_a_finished_run_is_not_trained_again(whole, data, monkeypatch):
@@ -231,15 +257,17 @@ def test_a_folder_of_another_run_is_refused(whole, data, tmp_path):
   assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
 
 
-def test_a_start_that_failed_does_not_keep_the_folder(data, tmp_path):
+def test_a_start_that_failed_does_not_keep_the_folder(data, tmp_path, monkeypatch):
   rows = tmp_path / "rows.jsonl"
   with open(data) as f:
     rows.write_text(f.read() + '{"prompt": "x"}\n')
   folder = tmp_path / "run"
   folder.mkdir()
   (folder / ".run.json.writing").write_text("{")  # of a start that was killed
-  with pytest.raises(RowsError, match='needs a "document"'):
-    run(small(str(rows)), folder)
+  with monkeypatch.context() as patch:
+    patch.setattr(setup, "load_model", lambda *_, **__: pytest.fail("weights were loaded before bad rows"))
+    with pytest.raises(RowsError, match='line 25: needs a "document"'):
+      train(small(str(rows)), str(folder))
   assert not (folder / ".run.json.writing").exists()
   write_rows(rows)
   with pytest.raises(RowsError, match=r"config\.length"):

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ class MetricsFile:
 
   A resumed run goes on from a checkpoint, so that lines of later steps are dropped when it opens the file. So
   is an evaluation after `from_step` that the checkpoint lacks (not `evaluated`): it is made again.
+
+  Raises:
+    OSError: with one line, when the file cannot be written.
   """
 
   def __init__(self, path: str | os.PathLike[str], from_step: int, evaluated: bool):
@@ -33,20 +37,34 @@ class MetricsFile:
       made_again = step == from_step and not evaluated and any(k.startswith("eval_") for k in line)
       return step <= from_step and not made_again
 
-    if self.path.exists():
-      kept = [json.dumps(v) for v in read_metrics(self.path) if stays(v)]
-      beside = self.path.with_name(f".{self.path.name}.writing")
-      beside.write_text("".join(f"{line}\n" for line in kept))
-      os.replace(beside, self.path)
-    self._file = self.path.open("a")
+    with self._errors():
+      if self.path.exists():
+        kept = [json.dumps(v) for v in read_metrics(self.path) if stays(v)]
+        beside = self.path.with_name(f".{self.path.name}.writing")
+        try:
+          beside.write_text("".join(f"{line}\n" for line in kept))
+          os.replace(beside, self.path)
+        finally:
+          beside.unlink(missing_ok=True)
+      self._file = self.path.open("a")
+
+  @contextlib.contextmanager
+  def _errors(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as e:
+      what = f"{self.path}: cannot be written: {e.strerror or e}"
+      raise OSError(f"{what}; the same command goes on from the last checkpoint") from None
 
   def write(self, values: dict[str, Any]) -> None:
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-    self._file.write(json.dumps(clean) + "\n")
-    self._file.flush()
+    with self._errors():
+      self._file.write(json.dumps(clean) + "\n")
+      self._file.flush()
 
   def close(self) -> None:
-    self._file.close()
+    with self._errors():
+      self._file.close()
 
 
 class Recorder:
@@ -154,6 +172,7 @@ class Progress:
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        get_time=time.perf_counter,
       )
       self._task = self._bar.add_task("steps", total=total, completed=done, text="")
       self._bar.start()

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pasta_jax.lang.marks import ControlIds
 from pasta_jax.model.lora import first_mark, init_adapter
@@ -17,7 +18,7 @@ from pasta_jax.model.weights import LoadedModel, load_model
 from pasta_jax.train.config import Config
 from pasta_jax.train.forward import stack, stacked
 from pasta_jax.train.packing import Example, Layout, Loader, lay_out_all
-from pasta_jax.train.rows import Report, RowsError, is_held_out, read_rows
+from pasta_jax.train.rows import Report, Row, RowsError, is_held_out, read_rows
 from pasta_jax.train.step import Program, State
 
 
@@ -67,21 +68,31 @@ def find_file(name: str) -> str:
   return str(beside) if not Path(name).exists() and beside.exists() else name
 
 
-def read_data(config: Config, tokenizer: Any) -> Data:
-  """Reads, checks and lays out all rows.
+def read_files(config: Config) -> list[tuple[list[Row], Report]]:
+  """Rows of each file and what it held: what can be told without a model, so before one is loaded.
+
+  Raises:
+    RowsError: bad rows.
+  """
+  return [read_rows(find_file(name), skip_bad=config.skip_bad_rows) for name in config.data]
+
+
+def read_data(config: Config, tokenizer: Any, files: list[tuple[list[Row], Report]] | None = None) -> Data:
+  """Checks and lays out all rows.
 
   Args:
     tokenizer: with control ids.
+    files: what `read_files` gives; None reads them.
 
   Raises:
     RowsError: bad rows, or none that fit.
   """
+  files = read_files(config) if files is None else files
   layout = Layout(
     config.twin, config.fork, config.positions, config.fixed, tuple(sorted(config.class_weights.items()))
   )
   train, held_out, reports = [], [], []
-  for name, weight in zip(config.data, config.data_weights, strict=True):
-    rows, report = read_rows(find_file(name), skip_bad=config.skip_bad_rows)
+  for (rows, report), weight in zip(files, config.data_weights, strict=True):
     examples, too_long, bad = lay_out_all(rows, tokenizer, layout, config.length)
     report = dataclasses.replace(
       report,
@@ -136,13 +147,8 @@ def set_up(config: Config, model: LoadedModel | None = None) -> Run:
     ValueError: with one line that says what cannot work.
   """
   mesh = make_mesh(config.mesh)
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  part = config.batch_rows // config.accumulate
-  if part % shards:
-    raise ValueError(
-      f"config.batch_rows {config.batch_rows} in {config.accumulate} parts is {part} rows at a time, "
-      f"which do not divide over data x fsdp = {shards} of the mesh {config.mesh!r}"
-    )
+  check_rows_divide(config, mesh)
+  files = read_files(config)
   on_cpu = mesh.devices.flat[0].platform == "cpu"
   compute = jnp.dtype(("float32" if on_cpu else "bfloat16") if config.dtype == "auto" else config.dtype)
   dtype = compute if config.lora else jnp.dtype(jnp.float32)
@@ -158,7 +164,7 @@ def set_up(config: Config, model: LoadedModel | None = None) -> Run:
   marked = model.tokenizer
   if marked.controls is None:
     marked = marked.with_controls(model.config.vocab_size)
-  data = read_data(config, marked)
+  data = read_data(config, marked, files)
   loader = Loader(data.train, batch=config.batch_rows, length=config.length, seed=config.seed)
   if not config.twin:
     model = with_marks(model)
@@ -183,6 +189,17 @@ def set_up(config: Config, model: LoadedModel | None = None) -> Run:
     trained, frozen = stack(own, program.shardings(program.trained)), {}
   state = program.new_state(trained)
   return Run(config, program, frozen, state, loader, data, controls, tokenizer)
+
+
+def check_rows_divide(config: Config, mesh: Mesh) -> None:
+  """Raises ValueError where a step's rows do not divide over the mesh."""
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  part = config.batch_rows // config.accumulate
+  if part % shards:
+    raise ValueError(
+      f"config.batch_rows {config.batch_rows} in {config.accumulate} parts is {part} rows at a time, "
+      f"which do not divide over data x fsdp = {shards} of the mesh {config.mesh!r}"
+    )
 
 
 def check_state_fits(program: Program, params: Params) -> None:
