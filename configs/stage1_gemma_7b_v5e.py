@@ -5,7 +5,9 @@ A batch is 16 packed rows, one per chip. On every host, with a folder that all o
 python -m pasta_jax.train.main --config=configs/stage1_gemma_7b_v5e.py --distributed \
   --config.model=FOLDER_OF_GEMMA_7B --workdir=SHARED_FOLDER/run
 
-Memory of a chip, by the compiler: python -m pasta_jax.eval.aot_train --config=gemma-7b --topology=v5e:4x4
+Memory of a chip, by the compiler:
+
+python -m pasta_jax.eval.aot_train --config=configs/stage1_gemma_7b_v5e.py --topology=v5e:4x4
 """
 
 from pasta_jax.train.config import Config, config_dict

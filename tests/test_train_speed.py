@@ -1,9 +1,17 @@
-"""The table of eval/speed_train.py."""
+"""The table of eval/speed_train.py, and the loader beside a step."""
 
 import json
 import os
 import subprocess
 import sys
+import time
+
+from pasta_jax.model.presets import preset
+from pasta_jax.train.flops import step_flops
+from pasta_jax.train.packing import Layout, Loader, lay_out_all
+from pasta_jax.train.rows import read_rows
+from pasta_jax.train.setup import find_file
+from tests.toy import ByteTokenizer
 
 SCRIPT = """
 import json, sys
@@ -40,3 +48,30 @@ def test_the_table_has_all_speeds_and_ratios():
   assert "| all parameters over torch | 1.50 |" in with_torch
   assert "| torch, all parameters | not measured |" in without
   assert "over torch" not in without
+
+
+class Words(ByteTokenizer):
+  """An id per word: a model's tokenizer gives about as many, and which ones costs the loader the same."""
+
+  def encode(self, text, *, bos=False):
+    return [len(word) % 256 for word in text.split()]
+
+
+def test_a_batch_takes_the_loader_far_less_than_a_twentieth_of_a_step():
+  rows = read_rows(find_file("data/seed.jsonl"))[0][::3]
+  examples, *_ = lay_out_all(rows, Words(marks=True), Layout(), 512)
+  assert len(examples) == len(rows)
+  seconds = []
+  for seed in range(2):
+    loader = Loader([(examples, 1.0)], batch=4, length=512, seed=seed)
+    start = time.thread_time()  # not the clock: others may be at work
+    count = loader.batches_of(0)
+    for _ in range(count):
+      loader.next()
+    seconds.append((time.thread_time() - start) / count)
+  assert count > 50
+  # No core does 1e12 operations in a second, so that a step of SmolLM2 takes longer than this.
+  step = 4 * 512 * step_flops(preset("smollm2-135m"), 0, 512) / 1e12
+  assert 20 * min(seconds) < step
+  # It takes a fifth of a millisecond; what loops over tokens in Python, or their squares, takes far more.
+  assert min(seconds) < 0.01

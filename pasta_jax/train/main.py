@@ -9,6 +9,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from pasta_jax import runtime
+from pasta_jax.train.flags import parse
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A Python file with get_config(); --config.NAME=VALUE changes a field."
@@ -51,19 +52,6 @@ def _run() -> None:
   print(train(config, str(_WORKDIR.value)).result)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Flags; what is wrong with them in one line, where ml_collections raises errors of all kinds."""
-  try:
-    rest = flags.FLAGS(argv)
-  except (flags.Error, AttributeError, LookupError, TypeError, ValueError, OSError, ImportError) as e:
-    message = e.args[0] if e.args and not isinstance(e, OSError) else e
-    text = str(message).strip("'").replace("\\n", " ")  # the text of a KeyError inside an AttributeError
-    sys.exit(f"error: {' '.join(text.split())}; --helpshort lists the flags")
-  if len(rest) > 1:
-    sys.exit(f"error: unexpected argument {rest[1]!r}; everything is a --flag")
-  return rest
-
-
 def main(argv: list[str]) -> None:
   del argv
   sys.exit(runtime.run_main(_run))
@@ -71,4 +59,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=parse)
