@@ -8,11 +8,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 PROMPT ?= What are the four seasons like?
+# As it was given, through the environment: neither make nor the shell reads quotes, $ or backticks in it.
+override PROMPT := $(value PROMPT)
+export PROMPT
 
 .PHONY: demo test lint types pytest speed clean check-python
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m pasta_jax.eval.demo --prompt="$(PROMPT)"
+	$(BIN)/python -m pasta_jax.eval.demo --prompt="$$PROMPT"
 
 test: lint types pytest
 

@@ -1,12 +1,15 @@
-"""The launch script for Cloud TPU VMs, with a stand-in for gcloud that runs here what it is given."""
+"""The launch script for Cloud TPU VMs, with a stand-in for gcloud; and what `make demo` passes on."""
 
 import os
 import pathlib
+import shutil
 import subprocess
+import sys
 
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[1] / "launch" / "tpu_vm.sh"
+ROOT = pathlib.Path(__file__).parents[1]
+SCRIPT = ROOT / "launch" / "tpu_vm.sh"
 
 GCLOUD = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >> "$LOG"
@@ -61,3 +64,23 @@ def test_missing_arguments_get_one_line(launch):
   assert out.stderr.startswith("usage: launch/tpu_vm.sh NAME ZONE COMMAND")
   assert len(out.stderr.splitlines()) == 1
   assert calls == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("where", ["argument", "environment"])
+def test_make_demo_passes_the_prompt_on_as_it_was_given(where, tmp_path):
+  python = tmp_path / "bin" / "python"
+  python.parent.mkdir()
+  python.write_text('#!/bin/sh\nfor a in "$@"; do printf "%s\\n" "$a"; done\n')
+  python.chmod(0o755)
+  for done in (".made", ".demo"):
+    (tmp_path / done).write_text("")
+  prompt = """say "hi" to 'all' for $5, `touch touched` $(HOME) \\ # and $$"""
+  given = [f"PROMPT={prompt}"] if where == "argument" else []
+  out = subprocess.run(
+    ["make", "--silent", "demo", f"VENV={tmp_path}", f"PYTHON={sys.executable}", *given],
+    env=os.environ | ({} if given else {"PROMPT": prompt}),
+    cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+  )  # fmt: skip
+  assert out.returncode == 0, out.stderr
+  assert out.stdout.splitlines() == ["-m", "pasta_jax.eval.demo", f"--prompt={prompt}"]
