@@ -32,14 +32,15 @@ def test_numbers_are_ids_and_other_text_is_its_bytes():
   assert (t.stop_ids, t.controls, t.special_ids) == ((), None, frozenset())
 
 
-def test_the_last_ids_are_for_the_marks_and_to_end_an_answer_and_nothing_is_grown():
+def test_the_last_ids_are_for_the_marks_and_to_end_an_answer_and_nothing_is_grown(tmp_path):
   t = MODEL.tokenizer
   assert t.stop_ids == (SIZE - 1,)
   assert t.controls.all == tuple(range(SIZE - 1 - len(MARKS), SIZE - 1))
   assert (t.vocab_size, t.grown) == (SIZE, 0)
   assert with_ids(MODEL) is MODEL
   with pytest.raises(TokenizerError, match="not saved"):
-    t.save("/nowhere")
+    t.save(tmp_path / "tokenizer")
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_random_weights_answer_a_prompt_in_lanes(monkeypatch, capsys):

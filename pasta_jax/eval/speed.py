@@ -76,7 +76,11 @@ def bytes_per_step(engine: Any, length: int) -> int:
 
 
 def measure_startup(model: str, dtype: str, max_len: int, cache: str) -> dict[str, Any]:
-  """First token and peak memory of a process of its own, with a warm compilation cache."""
+  """First token and peak memory of a process of its own, with a warm compilation cache.
+
+  Raises:
+    ValueError: it failed, with the last line of what it said.
+  """
   command = [
     sys.executable,
     "-m",
@@ -90,20 +94,35 @@ def measure_startup(model: str, dtype: str, max_len: int, cache: str) -> dict[st
   for _ in range(3):  # the first may fill the cache
     out = subprocess.run(command, capture_output=True, text=True, check=False)
     if out.returncode:
-      raise RuntimeError(f"{' '.join(command)} failed: {out.stderr.strip().splitlines()[-1:]}")
+      said = out.stderr.strip().splitlines() or [f"exit status {out.returncode}"]
+      raise ValueError(f"--model {model}: {said[-1].removeprefix('error: ')}")
     figures = json.loads(out.stdout.strip().splitlines()[-1])
   return figures
 
 
 def measure(model_name: str) -> dict[str, Any]:
-  """All figures that the flags ask for, as `--json` writes them."""
-  from pasta_jax.eval.bandwidth import read_bandwidth
+  """All figures that the flags ask for, as `--json` writes them.
 
+  Raises:
+    ValueError, OSError: with one line for the user; what is wrong with the flags is told before a model is
+      loaded.
+  """
+  from pasta_jax.eval import speed_documents
+  from pasta_jax.eval.bandwidth import read_bandwidth
+  from pasta_jax.eval.report import check_json_path
+  from pasta_jax.model.weights import is_random
+
+  check_json_path(_JSON.value)
+  parts = set(_PARTS.value)
+  if is_random(model_name) and parts & {"documents", "throughput"}:
+    print(f"{model_name} reads no text: documents and throughput are left out", file=sys.stderr)
+    parts -= {"documents", "throughput"}
+  rows = []
+  if parts & {"documents", "throughput"}:
+    rows = speed_documents.read_splitting_rows(_DOCUMENTS.value, _NUM_DOCUMENTS.value)
   # Before this process holds a model: two of them need twice the memory.
   startup = (
-    measure_startup(model_name, _DTYPE.value, _MAX_LEN.value, _CACHE.value)
-    if "sequential" in _PARTS.value
-    else {}
+    measure_startup(model_name, _DTYPE.value, _MAX_LEN.value, _CACHE.value) if "sequential" in parts else {}
   )
   model = load(model_name)
   bandwidth = read_bandwidth()
@@ -114,21 +133,20 @@ def measure(model_name: str) -> dict[str, Any]:
     "dtype": str(jax.numpy.result_type(model.params["embed"])),
     "read_gb_per_s": bandwidth / 1e9,
   }
-  if "sequential" in _PARTS.value:
+  if "sequential" in parts:
     figures |= sequential_figures(model_name, model, bandwidth, startup)
-  if {"widths", "documents", "throughput"} & set(_PARTS.value):
-    figures |= parallel_figures(model)
+  if {"widths", "documents", "throughput"} & parts:
+    figures |= parallel_figures(model, parts, rows)
   return figures
 
 
 def load(model_name: str) -> Any:
   from pasta_jax.decode.options import resolve_dtype
   from pasta_jax.model.marks import with_marks
+  from pasta_jax.model.tokenizer_ids import with_ids
   from pasta_jax.model.weights import load_model
 
-  model = load_model(model_name, dtype=resolve_dtype(_DTYPE.value))
-  # Random weights have no tokenizer, and answer ids only.
-  return with_marks(model) if model.tokenizer is not None else model
+  return with_marks(with_ids(load_model(model_name, dtype=resolve_dtype(_DTYPE.value))))
 
 
 def sequential_figures(
@@ -169,23 +187,27 @@ def sequential_figures(
   }
 
 
-def parallel_figures(model: Any) -> dict[str, Any]:
-  """Several lanes: step times, documents, batches."""
+def parallel_figures(model: Any, parts: set[str], rows: list[dict[str, str]]) -> dict[str, Any]:
+  """Several lanes: step times, documents, batches.
+
+  Args:
+    parts: what to measure.
+    rows: of documents; see speed_documents.
+  """
   from pasta_jax.decode.engine import Engine
   from pasta_jax.eval import speed_documents
   from pasta_jax.eval.speed_widths import measure_widths
 
   figures: dict[str, Any] = {}
   pasta = Engine(model, max_len=_MAX_LEN.value, lanes=_LANES.value)
-  if "widths" in _PARTS.value:
+  if "widths" in parts:
     figures |= measure_widths(pasta, slots=_MAX_LEN.value)
-  if not {"documents", "throughput"} & set(_PARTS.value):
+  if not rows:
     return figures
-  rows = speed_documents.read_splitting_rows(_DOCUMENTS.value, _NUM_DOCUMENTS.value)
   sequential = Engine(model, max_len=_MAX_LEN.value)
-  if "documents" in _PARTS.value:
+  if "documents" in parts:
     figures["documents"] = speed_documents.measure_documents(pasta, sequential, rows)
-  if "throughput" in _PARTS.value:
+  if "throughput" in parts:
     engines = {1: (pasta, sequential)}
     for batch in (4, 8):
       engines[batch] = (

@@ -6,6 +6,7 @@ one lane, with everything else the same.
 """
 
 import json
+import pathlib
 import random
 import statistics
 import time
@@ -24,17 +25,20 @@ def read_splitting_rows(path: str, count: int, seed: int = 0) -> list[Row]:
   """A sample of the rows {"prompt", "document"} whose document has chunks, the same one for the same seed.
 
   Raises:
-    ValueError: a row is not of this form, or none splits.
+    ValueError: the file cannot be read, a row is not of this form, or none splits.
   """
   rows = []
-  with open(path, encoding="utf-8") as f:
-    for n, line in enumerate(f, start=1):
-      try:
-        row = json.loads(line)
-        if parse(row["document"]).splits:
-          rows.append({"prompt": row["prompt"], "document": row["document"]})
-      except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path} row {n}: {e}") from None
+  try:
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as e:
+    raise ValueError(f"{path}: cannot be read: {e.strerror if isinstance(e, OSError) else e}") from None
+  for n, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+    try:
+      row = json.loads(line)
+      if parse(row["document"]).splits:
+        rows.append({"prompt": row["prompt"], "document": row["document"]})
+    except (ValueError, KeyError, TypeError) as e:
+      raise ValueError(f"{path} row {n}: {e}") from None
   if not rows:
     raise ValueError(f"{path} has no document with chunks")
   return random.Random(seed).sample(rows, min(count, len(rows)))

@@ -1,10 +1,12 @@
 """One process that loads a model and answers: when its first token came, and its peak memory.
 
-Run in a process of its own by `eval.speed`: `python -m pasta_jax.eval.startup --model=...`. Prints JSON.
+Run in a process of its own by `eval.speed`: `python -m pasta_jax.eval.startup --model=...`. Prints JSON, or
+one line on stderr.
 """
 
 import json
 import os
+import sys
 import time
 
 import jax
@@ -34,16 +36,15 @@ def process_age() -> float:
 _IMPORTED = time.perf_counter()
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  runtime.quiet_backends()
+def _run() -> None:
   runtime.use_compilation_cache(_CACHE.value)
   from pasta_jax.decode.engine import Engine
   from pasta_jax.decode.launch import resolve_dtype
   from pasta_jax.decode.requests import Request
+  from pasta_jax.model.tokenizer_ids import with_ids
   from pasta_jax.model.weights import load_model
 
-  model = load_model(_MODEL.value, dtype=resolve_dtype(_DTYPE.value))
+  model = with_ids(load_model(_MODEL.value, dtype=resolve_dtype(_DTYPE.value)))
   jax.block_until_ready(model.params)
   loaded_s, loaded_peak = process_age(), peak_rss_bytes()
   engine = Engine(model, max_len=_MAX_LEN.value, take=True)
@@ -57,6 +58,11 @@ def main(argv: list[str]) -> None:
     "peak_rss_run_mb": peak_rss_bytes() / 1e6,
   }
   print(json.dumps(figures))
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  sys.exit(runtime.run_main(_run))
 
 
 if __name__ == "__main__":
