@@ -105,6 +105,10 @@ def test_conversations_are_those_of_the_reference(name):
     assert t.decode(ids, keep_special=True) == text
 
 
+def test_the_chat_template_of_a_gguf_file_is_the_references():
+  assert tokenizer("smollm2").roles.chat_template == golden("smollm2")["chat_template"]
+
+
 def test_smollm2_speaks_chatml_and_brings_its_own_system_message():
   t = tokenizer("smollm2")
   ids = t.chat([{"role": "user", "content": "Hi"}])

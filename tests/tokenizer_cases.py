@@ -60,8 +60,9 @@ def _tokenizer(name: str) -> Tokenizer:
     return load_tokenizer(GOLDEN / f"tokenizer_{name}")
   with GgufFile(packaged_gguf(REAL[name])) as file:
     tokenizer = tokenizer_from_gguf(file)
-  # The packaged Gemma is the base model, without the template of the instruction-tuned one.
-  tokenizer.roles = dataclasses.replace(tokenizer.roles, chat_template=golden(name)["chat_template"])
+  if name == "gemma3":  # packaged as the base model, without the template of the instruction-tuned one
+    assert not tokenizer.has_chat_template
+    tokenizer.roles = dataclasses.replace(tokenizer.roles, chat_template=golden(name)["chat_template"])
   return tokenizer
 
 

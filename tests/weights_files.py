@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -65,6 +66,7 @@ def llama_cpp_permute(rows: np.ndarray, heads: int) -> np.ndarray:
 def write_gguf(
   path: Path, cfg: ModelConfig, params: Mapping[str, np.ndarray], types: Mapping[str, str] | None = None,
   raw: Mapping[str, np.ndarray] | None = None, extra: Mapping[str, np.ndarray] | None = None,
+  tokenizer: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
   """A GGUF file as llama.cpp's converter writes it.
 
@@ -72,6 +74,7 @@ def write_gguf(
     types: ggml types by parameter, where not F32.
     raw: rows of ready quantised bytes by parameter, of the type in `types`.
     extra: further tensors by their name in the file.
+    tokenizer: what the file says of its tokenizer, by the name of gguf's method: `{"token_list": [...]}`.
   """
   import gguf
 
@@ -99,6 +102,8 @@ def write_gguf(
   elif cfg.rope_scaling:
     divisors = llama3_divisors(cfg.rope_scaling, cfg.rope_theta, cfg.head_dim)
     w.add_tensor("rope_freqs.weight", divisors.astype(np.float32))
+  for what, value in (tokenizer or {}).items():
+    getattr(w, f"add_{what}")(value)
   for name, array in params.items():
     short, array = name.rsplit(".", 1)[-1], flat(name, array)
     if cfg.family == "llama" and short in ("q", "k"):
