@@ -65,7 +65,7 @@ def _run() -> None:
   from pasta_jax.model.adapter import with_adapter
   from pasta_jax.model.weights import load_model
 
-  print(f"loading {f.model} and compiling (seconds; the first time half a minute) ...", file=sys.stderr)
+  print(f"loading {f.model} and compiling (seconds; the first time about a minute) ...", file=sys.stderr)
   base = load_model(f.model, dtype=resolve_dtype("auto"))
   if base.tokenizer is None:
     raise ValueError(f"--model {f.model} has no tokenizer, so it cannot answer a prompt")
