@@ -1,4 +1,4 @@
-"""The loop of segments: no transfer that nobody asked for, and nothing compiled after the engine is made."""
+"""The loop of segments: no stray transfer, nothing compiled in it, and the device ahead of the host."""
 
 import os
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pasta_jax.decode.engine import Engine
+from pasta_jax.decode.engine import Engine, _Serving
 from pasta_jax.decode.requests import Request, Sampling
 from tests.toy import toy_model
 
@@ -54,6 +54,16 @@ def test_an_implicit_transfer_inside_a_segment_is_an_error(engine, monkeypatch):
   monkeypatch.setattr(engine.programs, "segment", careless)
   with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
     engine.generate(["abc"])
+
+
+def test_the_next_segment_is_under_way_while_the_last_ones_ids_become_text(engine, monkeypatch):
+  seen = []
+  segment, finish = engine.programs.segment, _Serving._finish
+  monkeypatch.setattr(engine.programs, "segment", lambda *args: seen.append("dispatch") or segment(*args))
+  monkeypatch.setattr(_Serving, "_finish", lambda self, s: seen.append("finish") or finish(self, s))
+  [result] = engine.generate([Request([1, 2, 3], max_new_tokens=13, model_stops=False)])
+  assert result.tokens == 13  # one from the prompt, and three segments of four
+  assert seen == ["dispatch", *3 * ("dispatch", "finish"), "finish"]
 
 
 def test_what_the_caller_does_between_events_is_not_guarded(engine):

@@ -346,6 +346,15 @@ def test_where_files_cannot_be_locked_a_run_does_without(data, tmp_path, monkeyp
   assert (tmp_path / ".run.lock").exists() == there
 
 
+def test_an_implicit_transfer_in_the_loop_of_steps_is_an_error(data, tmp_path, monkeypatch):
+  def not_placed(program, batch):
+    return {name: x.reshape(program.abstract_batch()[name].shape) for name, x in batch.items()}
+
+  monkeypatch.setattr(Program, "place_batch", not_placed)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+    run(small(data), tmp_path)
+
+
 def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(data, tmp_path, monkeypatch):
   next_batch = Loader.next
 

@@ -1,4 +1,4 @@
-"""Every kind of file loads into shardings over 8 devices as it loads onto one. Runs in its own process."""
+"""Every kind of file loads into shardings over 8 devices, in its own process; and the flag for meshes."""
 
 import subprocess
 import sys
@@ -16,6 +16,39 @@ def test_sharded_loads_equal_unsharded_ones_on_eight_devices(tmp_path):
   )
   assert done.returncode == 0, done.stdout + done.stderr
   assert done.stdout.split() == ["gguf", "safetensors", "checkpoint", "gemma", "random", "memory"]
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("tensor", "'tensor' is not axis:size, e.g. data:1,tensor:4"),
+    ("tensor:", "'tensor:' is not axis:size"),
+    ("tensor:two", "'tensor:two' is not axis:size"),
+    ("tensor:2,data:1,tensor:4", "'tensor' stands twice"),
+    ("tensor:0", "size of 'tensor' must be positive, or -1"),
+    ("tensor:-2", "size of 'tensor' must be positive, or -1"),
+    ("data:-1,tensor:-1", "only one mesh axis may be -1, got data and tensor"),
+    ("tenser:2", "did you mean 'tensor'"),
+  ],
+)
+def test_a_mesh_that_makes_no_sense_is_one_line(text, message):
+  from pasta_jax.model.sharding import make_mesh
+
+  with pytest.raises(ValueError, match=message):
+    make_mesh(text)
+
+
+def test_an_axis_of_minus_one_takes_the_devices_that_are_left():
+  import jax
+
+  from pasta_jax.model.sharding import MESH_AXES, make_mesh, parse_mesh
+
+  assert parse_mesh("tensor:-1, data:2") == {"data": 2, "fsdp": 1, "tensor": -1}
+  count = jax.device_count()
+  for axis in MESH_AXES:
+    assert dict(make_mesh(f"{axis}:-1").shape) == dict.fromkeys(MESH_AXES, 1) | {axis: count}
+  if count > 1:
+    assert dict(make_mesh("data:2,tensor:-1").shape) == {"data": 2, "fsdp": 1, "tensor": count // 2}
 
 
 def main(folder: Path) -> None:
@@ -37,6 +70,7 @@ def main(folder: Path) -> None:
   from tests.weights_files import CONFIGS, tiny_params, write_gguf, write_hf
 
   assert jax.device_count() == 8
+  test_an_axis_of_minus_one_takes_the_devices_that_are_left()
   meshes = [
     make_mesh(m) for m in ("tensor:2", "fsdp:4,tensor:2", "data:2,fsdp:2,tensor:2", "tensor:8", "fsdp:8")
   ]

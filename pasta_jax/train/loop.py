@@ -147,7 +147,8 @@ def _train(config: Config, folder: Path) -> Outcome:
       waiting: tuple[int, Any] | None = None
       for step in range(done + 1, program.steps + 1):
         batch = program.place_batch(loader.next())
-        run.state, out = step_program(run.frozen, run.state, batch)
+        with jax.transfer_guard("disallow"):  # a batch has been placed; nothing else comes from the host
+          run.state, out = step_program(run.frozen, run.state, batch)
         if waiting:
           take_in(*waiting)
         waiting = (step, out)
