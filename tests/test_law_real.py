@@ -13,7 +13,10 @@ from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.marks import MARKS
 from pasta_jax.model.marks import with_marks
 from pasta_jax.model.packed import pack, packs
+from pasta_jax.model.presets import preset
 from tests.law import likes_marks, teacher
+from tests.logits_cases import GOLDEN, REAL_STEPS
+from tests.test_models import check_summary
 
 pytestmark = [
   pytest.mark.real,
@@ -102,6 +105,18 @@ def test_free_answers_keep_the_law(model, engine):
   for result in results:
     keeps_the_law(fond, result)
   assert any(r.parallel.threads.chunks for r in results)
+
+
+def test_answers_to_real_prompts_are_the_golden_ones(model, engine):
+  golden = np.load(GOLDEN / "logits_smollm2-135m.npz")
+  requests = [
+    Request(golden[f"{n}.ids"].tolist(), max_new_tokens=REAL_STEPS, model_stops=False, marks=False)
+    for n in range(2)
+  ]
+  vocab = preset("smollm2-135m").vocab_size  # the rows of the marks come after it
+  for n, result in enumerate(engine.generate(requests)):
+    assert list(result.ids) == golden[f"{n}.next_ids"].tolist()
+    check_summary(result.logits[1:, :vocab], golden, f"{n}.next_")
 
 
 def test_the_letters_of_marks_and_special_ids_in_a_prompt_are_plain_text(model, engine):

@@ -1,6 +1,7 @@
 """Every family computes the logits of Hugging Face transformers, in one forward and through the cache.
 
-The golden files come from tools/make_logits_goldens.py.
+The golden files come from tools/make_logits_goldens.py. tests/test_law_real.py holds an engine against a
+packaged model's.
 """
 
 import functools
@@ -288,16 +289,3 @@ def test_a_packaged_model_computes_the_golden_logits_of_real_prompts_and_answers
   parts = np.split(np.asarray(got), np.cumsum([len(a) for a in at])[:-1])
   for part, prefix in zip(parts, ("0.", "1.", "2.", "0.next_", "1.next_", "2.next_"), strict=True):
     check_summary(part, golden, prefix)
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("real", ["smollm2-135m"], indirect=True)
-def test_a_packaged_model_answers_real_prompts_as_the_golden_answers_do(real):
-  model, golden = real
-  engine = Engine(model, batch_size=2, max_len=64, segment=REAL_STEPS, keep_logits=True)
-  requests = [
-    Request(golden[f"{n}.ids"].tolist(), max_new_tokens=REAL_STEPS, model_stops=False) for n in range(2)
-  ]
-  for n, result in enumerate(engine.generate(requests)):
-    assert list(result.ids) == golden[f"{n}.next_ids"].tolist()
-    check_summary(result.logits[1:], golden, f"{n}.next_")
