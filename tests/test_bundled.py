@@ -52,10 +52,10 @@ def test_the_demonstration_splits_its_prompt_and_tells_both_speedups(tmp_path):
   path = tmp_path / "figures.json"
   prompt = re.search(r"^PROMPT \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
   command = [sys.executable, "-m", "pasta_jax.eval.demo", f"--prompt={prompt}", f"--json={path}"]
+  # Room for both answers; two lanes, since every width is compiled.
   out = subprocess.run(
-    [*command, "--max_len=512", "--lanes=4", f"--compilation_cache={ROOT / '.pytest_cache' / 'xla'}"],
-    capture_output=True, text=True, check=False, timeout=600,
-  )  # fmt: skip
+    [*command, "--max_len=512", "--lanes=2"], capture_output=True, text=True, check=False, timeout=1800
+  )
   assert out.returncode == 0, out.stderr
   figures = json.loads(path.read_text())
   # Greedy answers differ between machines in a word here and there, not in whether a list is split.

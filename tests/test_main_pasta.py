@@ -174,6 +174,12 @@ def test_oracle_positions_take_the_lengths_of_the_script(toy, tmp_path, capsys):
   assert "theoretical speedup" in out.err
 
 
+def test_the_answer_is_the_same_text_whether_it_comes_in_pieces_or_whole(toy, capsys):
+  for stream in ("text", "none"):
+    result = answer_prompt(dataclasses.replace(toy, prompt="\x00\x07", stream=stream, max_new_tokens=60))
+    assert capsys.readouterr().out == result.text + "\n"
+
+
 def test_the_sequential_mode_takes_the_reading_text_of_a_script(toy, tmp_path, capsys):
   script = tmp_path / "doc.pasta"
   script.write_text(DOCUMENT)
@@ -351,9 +357,10 @@ REAL = (
 def test_a_real_model_fills_its_lanes_in_a_terminal_and_writes_its_trace(tmp_path):
   script, page = tmp_path / "doc.pasta", tmp_path / "trace.html"
   script.write_text(REAL)
+  # Lengths and lanes of the demonstration's test: its programs serve here.
   flags = [
-    "--mode=pasta", "--prompt=How do I get to Rome?", "--stream=lanes", f"--script={script}", "--max_len=192",
-    "--lanes=4", "--segment=4", f"--trace={page}", f"--compilation_cache={tmp_path / 'xla'}",
+    "--mode=pasta", "--prompt=How do I get to Rome?", "--stream=lanes", f"--script={script}", "--max_len=512",
+    "--lanes=2", f"--trace={page}",
   ]  # fmt: skip
   ours, theirs = pty.openpty()
   process = subprocess.Popen(
