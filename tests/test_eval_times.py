@@ -22,8 +22,8 @@ class Watched:
 
 def test_long_answers_are_timed_to_their_end():
   model = split_model()
-  pasta = Watched(Engine(model, max_len=640, segment=8, lanes=2))
-  one = Watched(Engine(model, max_len=640, segment=8))
+  pasta = Watched(Engine(model, max_len=384, segment=8, lanes=2))
+  one = Watched(Engine(model, max_len=384, segment=8))
   row = {"text": "x" * 300, "main": pasta.tokenizer.encode("x" * 300), "bodies": []}
   answers = {"pasta": [row], "twin": [row]}
   [(_, times)] = measure_times(pasta, one, [Item("1", "Q", None)], answers, [0], 1)  # type: ignore[arg-type]
