@@ -357,10 +357,9 @@ REAL = (
 def test_a_real_model_fills_its_lanes_in_a_terminal_and_writes_its_trace(tmp_path):
   script, page = tmp_path / "doc.pasta", tmp_path / "trace.html"
   script.write_text(REAL)
-  # Lengths and lanes of the demonstration's test: its programs serve here.
   flags = [
-    "--mode=pasta", "--prompt=How do I get to Rome?", "--stream=lanes", f"--script={script}", "--max_len=512",
-    "--lanes=2", f"--trace={page}",
+    "--mode=pasta", "--prompt=How do I get to Rome?", "--stream=lanes", f"--script={script}", "--max_len=128",
+    "--lanes=2", "--segment=4", f"--trace={page}",
   ]  # fmt: skip
   ours, theirs = pty.openpty()
   process = subprocess.Popen(
