@@ -3,8 +3,8 @@
 python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/pasta
 python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/twin --config.twin=true
 
-LoRA on all linear maps and the marks' rows, on the project's own rows: 0.84 million tokens, a little more than an
-epoch, in two cycles of the learning rate. Two CPU cores take about an hour and a half, at 160 tokens/s.
+LoRA on all linear maps and the marks' rows, on the project's own rows: 0.84 million tokens, a little more
+than an epoch, in two cycles of the learning rate. Two CPU cores take an hour and a half, at 160 tokens/s.
 """
 
 from pasta_jax.train.config import Config, config_dict
