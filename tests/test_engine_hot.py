@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pasta_jax.decode.engine import Engine, _Serving
+from pasta_jax.decode.engine import Engine
 from pasta_jax.decode.requests import Request, Sampling
+from pasta_jax.decode.serving import Serving
 from tests.toy import toy_model
 
 
@@ -58,12 +59,39 @@ def test_an_implicit_transfer_inside_a_segment_is_an_error(engine, monkeypatch):
 
 def test_the_next_segment_is_under_way_while_the_last_ones_ids_become_text(engine, monkeypatch):
   seen = []
-  segment, finish = engine.programs.segment, _Serving._finish
+  segment, finish = engine.programs.segment, Serving._finish
   monkeypatch.setattr(engine.programs, "segment", lambda *args: seen.append("dispatch") or segment(*args))
-  monkeypatch.setattr(_Serving, "_finish", lambda self, s: seen.append("finish") or finish(self, s))
+  monkeypatch.setattr(Serving, "_finish", lambda self, s: seen.append("finish") or finish(self, s))
   [result] = engine.generate([Request([1, 2, 3], max_new_tokens=13, model_stops=False)])
   assert result.tokens == 13  # one from the prompt, and three segments of four
   assert seen == ["dispatch", *3 * ("dispatch", "finish"), "finish"]
+
+
+def test_a_caller_that_leaves_early_finds_the_device_at_rest(engine, monkeypatch):
+  """A device that is still at work when the interpreter ends may abort the process, whatever its exit status."""
+  segment, states = engine.programs.segment, []
+
+  @jax.jit
+  def late(state):
+    square = jnp.full((500, 500), 1 / 500)
+    zero = jax.lax.fori_loop(0, 2000, lambda _, x: x @ square, square)[0, 0] * 0
+    return jax.tree.map(lambda x: x + zero.astype(x.dtype) if x.dtype != bool else x, state)
+
+  def slow_segment(params, state):
+    state, outputs = segment(params, state)
+    with jax.transfer_guard("allow"):  # what is being compiled has constants
+      states.append(late(state))
+    return states[-1], outputs
+
+  def at_rest():
+    return all(x.is_ready() for x in jax.tree.leaves(states[-1]))
+
+  monkeypatch.setattr(engine.programs, "segment", slow_segment)
+  events = engine.stream("abc", max_new_tokens=20)
+  next(events)
+  assert not at_rest()
+  events.close()
+  assert at_rest()
 
 
 def test_what_the_caller_does_between_events_is_not_guarded(engine):
