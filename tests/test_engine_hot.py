@@ -68,7 +68,7 @@ def test_the_next_segment_is_under_way_while_the_last_ones_ids_become_text(engin
 
 
 def test_a_caller_that_leaves_early_finds_the_device_at_rest(engine, monkeypatch):
-  """A device that is still at work when the interpreter ends may abort the process, whatever its exit status."""
+  """A device still at work when the interpreter ends may abort the process, whatever its exit status."""
   segment, states = engine.programs.segment, []
 
   @jax.jit

@@ -12,6 +12,7 @@ from pasta_jax.model.packages import packaged_gguf
 from pasta_jax.model.tokenizer import TokenizerError
 from pasta_jax.model.tokenizer_io import tokenizer_from_gguf
 from pasta_jax.train.config import Config
+from pasta_jax.train.packing import Loader
 from pasta_jax.train.report import write_report
 from pasta_jax.train.rows import RowsError, is_held_out, parse_row, read_rows, split_rows
 from pasta_jax.train.setup import eval_sample, read_data
@@ -116,6 +117,27 @@ def test_an_evaluation_has_the_first_documents_of_one_file_and_a_sample_of_sever
   assert sample(0) == sample(1000) == [held, held]
   for part in (sample(12, files[:1], (1.0,)), sample(12, weights=(1.0, 0.0))):
     assert part[1] == part[0][:12]
+
+
+def test_documents_without_chunks_come_as_often_as_asked_and_are_held_out_once(tmp_path):
+  chunk = '<promise topic="t" tokens="10"/><async>x</async>'
+  rows = [{"prompt": f"Q {n}", "document": chunk if n % 3 else f"A {n}"} for n in range(90)]
+  data = (write(tmp_path / "a.jsonl", rows),)
+
+  def epoch(**fields):
+    read = read_data(Config(data=data, holdout=0.2, **fields), ByteTokenizer(marks=True))
+    loader = Loader(read.train, batch=4, length=256, seed=0)
+    return read.held_out, [e.row for row in loader.rows_of(0) for e in row]
+
+  held_out, plain = epoch()
+  for weight in (0.0, 2.0, 0.5):
+    again, weighted = epoch(unsplit_weight=weight)
+    assert [e.row for e in again] == [e.row for e in held_out]
+    for split in (True, False):
+      before = [row.where for row in plain if row.document.splits == split]
+      after = [row.where for row in weighted if row.document.splits == split]
+      assert len(after) == (len(before) if split else round(weight * len(before)))
+      assert set(after) <= set(before)
 
 
 class Chat(ByteTokenizer):

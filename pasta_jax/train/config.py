@@ -31,6 +31,8 @@ class Config:
     data: JSONL files of rows; those that start with "data/" are looked for in the working folder first, then
       beside the package.
     data_weights: how often an epoch has each file's rows, one number per file.
+    unsplit_weight: factor on that for rows whose document has no chunk: they are the minority that teaches
+      when not to split.
     holdout: fraction of prompts that are evaluated and never trained on.
     skip_bad_rows: leave bad rows out, instead of refusing the file.
     twin: the same rows without marks, in the same batches.
@@ -70,6 +72,7 @@ class Config:
   model: str = "smollm2-135m"
   data: tuple[str, ...] = ("data/seed.jsonl",)
   data_weights: tuple[float, ...] = (1.0,)
+  unsplit_weight: float = 1.0
   holdout: float = 0.1
   skip_bad_rows: bool = False
   twin: bool = False
@@ -139,6 +142,7 @@ class Config:
       len(self.data_weights) == len(self.data), "data_weights", f"{len(self.data)} numbers, one per file"
     )
     require(min(self.data_weights) >= 0 and max(self.data_weights) > 0, "data_weights", ">= 0, one above 0")
+    require(self.unsplit_weight >= 0, "unsplit_weight", "at least 0")
     require(0 <= self.holdout < 1, "holdout", "in [0, 1)")
     require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate", "above 0")
     require(0 <= self.warmup < 1, "warmup", "in [0, 1)")

@@ -27,7 +27,7 @@ class Data:
   """Documents of a run.
 
   Attributes:
-    train: per file, its documents and how often an epoch has them.
+    train: per file, or its two parts, documents and how often an epoch has them.
     held_out: documents for evaluation.
     reports: per file.
   """
@@ -108,7 +108,7 @@ def read_data(config: Config, tokenizer: Any, files: list[tuple[list[Row], Repor
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
       parts[is_held_out(example.row.prompt, config.holdout)].append(example)
-    train.append((parts[0], weight))
+    train += _weighted(parts[0], weight, config.unsplit_weight)
     held_out += parts[1] if weight else []
   if not any(examples for examples, weight in train if weight):
     raise RowsError(
@@ -116,6 +116,18 @@ def read_data(config: Config, tokenizer: Any, files: list[tuple[list[Row], Repor
       "tokens"
     )
   return Data(train, held_out, reports)
+
+
+def _weighted(
+  examples: list[Example], weight: float, unsplit_weight: float
+) -> list[tuple[list[Example], float]]:
+  """A file's documents and how often an epoch has them; those without chunks apart where that differs."""
+  if unsplit_weight == 1:
+    return [(examples, weight)]
+  parts: tuple[list[Example], list[Example]] = ([], [])
+  for example in examples:
+    parts[example.row.document.splits].append(example)
+  return [(parts[1], weight), (parts[0], weight * unsplit_weight)]
 
 
 def eval_sample(data: Data, config: Config) -> list[Example]:
