@@ -233,19 +233,18 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _claim(folder: Path, run: dict[str, Any]) -> bool:
-  path = folder / _RUN
+  path, begun, write = folder / _RUN, False, True
   if path.exists():
     try:
-      if not _check_same(folder, path, run) or jax.process_index():
-        return True
-      _write_run(folder, run)
-      return True
+      write = _check_same(folder, path, run)
+      begun = True
     except _OtherRunError:
       # A start that failed has nothing to protect: what was wrong with it may be mended.
       if jax.process_index() or _begun(folder):
         raise
-  _write_run(folder, run)
-  return False
+  if write:
+    _write_run(folder, run)
+  return begun
 
 
 def config_of_run(folder: Path) -> dict[str, Any] | None:
