@@ -2,6 +2,11 @@
 
 import json
 
+import pytest
+
+pytest.importorskip("markdown_it")
+pytest.importorskip("httpx2")
+
 from pasta_jax.decode.journal import partial_path
 from pasta_jax.lang.parse import parse
 from pasta_jax.train.annotate.chat import ChatOptions

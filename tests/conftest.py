@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.annotate_server import endpoint
+
 # In the environment for processes that tests start; by `update` for this one, which has imported jax already.
 _SETTINGS = {
   "jax_numpy_rank_promotion": "raise",
@@ -34,3 +36,10 @@ for _name, _value in _SETTINGS.items():
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   place = {name: n for n, name in enumerate(_LONGEST)}
   items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture
+def server():
+  """A chat endpoint on loopback, see annotate_server.py."""
+  with endpoint() as it:
+    yield it

@@ -4,22 +4,13 @@ import json
 
 import pytest
 
-pytest.importorskip("markdown_it")
-pytest.importorskip("httpx2")
-
 from pasta_jax.lang.parse import parse
 from pasta_jax.train.annotate.annotator import Usage
 from pasta_jax.train.annotate.chat import EndpointError
 from pasta_jax.train.annotate.rows import Keys
 from pasta_jax.train.annotate.run import run
 from tests.annotate_runs import check_done, limits_of, options, read
-from tests.annotate_server import answer_for, endpoint, marked, rows_for
-
-
-@pytest.fixture
-def server():
-  with endpoint() as it:
-    yield it
+from tests.annotate_server import answer_for, marked, rows_for
 
 
 def test_rows_come_back_marked_in_order_and_are_counted(server, tmp_path):

@@ -4,24 +4,15 @@ import dataclasses
 
 import pytest
 
-pytest.importorskip("markdown_it")
-pytest.importorskip("httpx2")
-
 from pasta_jax.decode.journal import OutputError
 from pasta_jax.lang.parse import parse
 from pasta_jax.train.annotate.annotator import Usage
 from pasta_jax.train.annotate.chat import EndpointError
 from pasta_jax.train.annotate.run import run
 from tests.annotate_runs import check_done, done_rows, limits_of, options, read
-from tests.annotate_server import answer_for, endpoint, rows_for
+from tests.annotate_server import answer_for, rows_for
 
 KEY = "sk-very-secret-0123456789"
-
-
-@pytest.fixture
-def server():
-  with endpoint() as it:
-    yield it
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,11 @@ import time
 
 import pytest
 
-pytest.importorskip("markdown_it")
-pytest.importorskip("httpx2")
-
 from pasta_jax.train.annotate.chat import EndpointError, retry_after
 from pasta_jax.train.annotate.limits import Gate, RateLimit
 from pasta_jax.train.annotate.run import run
 from tests.annotate_runs import check_done, options
-from tests.annotate_server import endpoint, rows_for
-
-
-@pytest.fixture
-def server():
-  with endpoint() as it:
-    yield it
+from tests.annotate_server import rows_for
 
 
 def test_retry_after_holds_every_row(server, tmp_path):

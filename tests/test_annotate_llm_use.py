@@ -10,22 +10,13 @@ import time
 
 import pytest
 
-pytest.importorskip("markdown_it")
-pytest.importorskip("httpx2")
-
 from pasta_jax.decode.journal import partial_path
 from pasta_jax.train.annotate.chat import ChatOptions, EndpointError, read_key
 from pasta_jax.train.annotate.run import parse_extra, parse_prices, run
 from tests.annotate_runs import check_done, done_rows, options, read, write
-from tests.annotate_server import endpoint, rows_for
+from tests.annotate_server import rows_for
 
 KEY = "sk-very-secret-0123456789"
-
-
-@pytest.fixture
-def server():
-  with endpoint() as it:
-    yield it
 
 
 def test_gemini_is_asked_in_its_own_protocol(server, tmp_path, monkeypatch):
