@@ -30,7 +30,7 @@ from pasta_jax.decode.state import (
 )
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.memory import check_free, device_bytes
-from pasta_jax.model.packed import abstract_packed, packs
+from pasta_jax.model.packed import abstract_packed, activation_dtype, packs
 from pasta_jax.model.params import abstract_params
 from pasta_jax.model.sharding import param_shardings, replicated
 
@@ -88,7 +88,7 @@ class Shapes:
     num_slots: S, slots per request.
     loop: see step.Loop.
     threads: N, the main thread and the chunks that an answer may have.
-    dtype: of parameters and cache.
+    dtype: of parameters; of the cache too, but where packed.activation_dtype says otherwise.
     pieces: sizes of the pieces in which prompts are run, none longer than S.
   """
 
@@ -146,18 +146,20 @@ _PRODUCT_KIB = {
 }
 
 
-def compiler_options(device: Any, rows: int) -> dict[str, str | bool] | None:
+def compiler_options(device: Any, rows: int, dtype: Any) -> dict[str, str | bool] | None:
   """Options of the compiler for a kind of device; None: its defaults.
 
   A TPU may give a matrix product more of the memory on the chip than the default of 16 MiB: weights then come
   in larger blocks, nearer to the full bandwidth (docs/tpu.md). On CPU, of XLA's two libraries for matrix
-  products the older one, Eigen, is the faster one for the few rows of a decode step (docs/performance.md).
+  products the older one, Eigen, is the faster one for the few rows of a decode step in float32; the other one
+  alone has products in bfloat16 (docs/performance.md).
 
   Args:
     rows: see Shapes.rows.
+    dtype: of the weights.
   """
   if device.platform == "cpu":
-    return None if rows == 1 else _understood({"xla_cpu_experimental_ynn_fusion_type": ""})
+    return None if rows == 1 or dtype == jnp.bfloat16 else _understood({"xla_cpu_experimental_ynn_fusion_type": ""})
   kib = _PRODUCT_KIB.get(device.device_kind)
   return {"xla_tpu_scoped_vmem_limit_kib": str(kib)} if kib else None
 
@@ -181,6 +183,7 @@ class Lowering:
 
   Attributes:
     state: shapes and shardings of the state that they pass on, the cache in it.
+    cache_dtype: of keys and values.
   """
 
   def __init__(self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh):
@@ -188,9 +191,10 @@ class Lowering:
     self._everywhere = replicated(mesh)
     self._state_shardings = state_shardings(cfg, mesh, shapes.batch)
     self._least_rows = least_rows(mesh.devices.flat[0].platform)
-    self._options = compiler_options(mesh.devices.flat[0], shapes.rows)
+    self._options = compiler_options(mesh.devices.flat[0], shapes.rows, shapes.dtype)
+    self.cache_dtype = activation_dtype(shapes.dtype, mesh)
     empty = partial(
-      empty_state, cfg, shapes.batch, shapes.num_slots, shapes.dtype, shapes.threads, shapes.num_slots
+      empty_state, cfg, shapes.batch, shapes.num_slots, self.cache_dtype, shapes.threads, shapes.num_slots
     )
     params: Any = abstract_params(cfg, shapes.dtype, param_shardings(cfg, mesh))
     if packs(mesh):
@@ -276,7 +280,7 @@ class Programs:
     self.kinds = self.put(padded)
     lowering = Lowering(cfg, shapes, mesh)
     check_free(
-      f"a cache of {shapes.batch} x {shapes.num_slots} slots in {jnp.dtype(shapes.dtype).name} needs",
+      f"a cache of {shapes.batch} x {shapes.num_slots} slots in {lowering.cache_dtype.name} needs",
       device_bytes(lowering.state),
       mesh.local_devices[0],
       "use a smaller batch_size or max_len, or a mesh of more devices",

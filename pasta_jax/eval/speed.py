@@ -68,11 +68,13 @@ def measure_sequential(engine: Any, prompt: list[int], new_tokens: int, repeats:
 def bytes_per_step(engine: Any, length: int) -> int:
   """Bytes that a step must read: every parameter once, and keys and values of `length` slots."""
   from pasta_jax.model.cache import cache_bytes
+  from pasta_jax.model.packed import activation_dtype
   from pasta_jax.model.params import param_bytes
 
   cfg, dtype = engine.config, engine.programs.shapes.dtype
   table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.d_model * np.dtype(dtype).itemsize
-  return param_bytes(cfg, dtype) - table + cache_bytes(cfg, 1, length, dtype)
+  cache = activation_dtype(dtype, engine.mesh)
+  return param_bytes(cfg, dtype) - table + cache_bytes(cfg, 1, length, cache)
 
 
 def measure_startup(model: str, dtype: str, max_len: int, cache: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pasta_jax.decode.interpreter import plan
 from pasta_jax.decode.programs import Shapes, compiler_options
 from pasta_jax.decode.state import MAX_STOP_IDS, NO_ID, State, empty_state
 from pasta_jax.lang.grammar import Phase
+from pasta_jax.model.packed import activation_dtype
 
 # Room for a segment beside what is attended over.
 SEGMENT = 16
@@ -36,7 +37,7 @@ def running_state(
     slots: of the cache.
   """
   cfg = engine.config
-  state = empty_state(cfg, requests, slots, dtype or engine.programs.shapes.dtype, width + 1, 1)
+  state = empty_state(cfg, requests, slots, dtype or activation_dtype(engine.programs.shapes.dtype, engine.mesh), width + 1, 1)
   rows, cache = state.rows, state.cache
   number = jnp.arange(width + 1, dtype=jnp.int32)[None, :] * jnp.ones((requests, 1), jnp.int32)
   ones = jnp.ones((requests,), jnp.int32)
@@ -96,7 +97,7 @@ def step_program(engine: Any, width: int, slots: int, requests: int = 1) -> tupl
 
 
 def _compiled(run: Callable, engine: Any, state: State) -> Callable:
-  options = compiler_options(engine.mesh.devices.flat[0], engine.programs.shapes.rows)
+  options = compiler_options(engine.mesh.devices.flat[0], engine.programs.shapes.rows, engine.programs.shapes.dtype)
   lowered = jax.jit(run, donate_argnums=2).lower(engine.params, engine.programs.kinds, state)
   return lowered.compile(compiler_options=options)
 

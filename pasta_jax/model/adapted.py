@@ -36,8 +36,23 @@ class Patched(NamedTuple):
   start: jax.Array
 
 
+class Widened(NamedTuple):
+  """A table in bfloat16 whose rows are wanted in float32.
+
+  XLA on CPU would widen the whole table before it takes a row: it takes rows of float32 only, or of integers.
+
+  Attributes:
+    bits: VxD uint16, the table's bits.
+  """
+
+  bits: jax.Array
+
+
 def take_rows(table: Any, ids: jax.Array) -> jax.Array:
-  """Rows of a plain or patched table: ids (...) int32 -> (...)xD. Ids must lie in [0, V)."""
+  """Rows of a table, plain or one of the above: ids (...) int32 -> (...)xD. Ids must lie in [0, V)."""
+  if isinstance(table, Widened):
+    rows = take_rows(table.bits, ids)
+    return jax.lax.bitcast_convert_type(rows, jnp.bfloat16).astype(jnp.float32)
   if not isinstance(table, Patched):
     return table.at[ids].get(mode="promise_in_bounds")
   at = ids - table.start

@@ -34,7 +34,8 @@ def attend(cfg: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax
   scores = soft_cap(scores, cfg.attn_softcap)
   seen = jnp.broadcast_to(mask[:, None, :, None], (b, 1, t, group, num_slots))
   scores = jnp.where(seen.reshape(b, 1, t * group, num_slots), scores, MASKED)
-  weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+  # The largest score cancels out of the result, so that no gradient need pass through it.
+  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
   total = jnp.sum(weights, axis=-1, keepdims=True)
   out = jax.lax.dot_general(
     weights.astype(v.dtype), v, (((3,), (2,)), batch), preferred_element_type=jnp.float32

@@ -37,10 +37,7 @@ def linear(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
 
 def _product(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
   if isinstance(w, Packed):
-    y = jax.lax.dot_general(
-      x.reshape(-1, w.w.shape[0]), w.w, (((1,), (0,)), ((), ())), preferred_element_type=x.dtype
-    )
-    return y.reshape(*x.shape[: x.ndim - inputs], *w.outputs)
+    return _packed_product(x.reshape(-1, w.inputs), w).reshape(*x.shape[: x.ndim - inputs], *w.outputs)
   if isinstance(w, Adapted):
     return _product(x, w.w, inputs) + _product(_product(x, w.a, inputs), w.b)
   lead, in_shape = x.shape[: x.ndim - inputs], w.shape[w.ndim - inputs :]
@@ -62,6 +59,15 @@ def _product(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
 
   y = joined(x, w) if inputs == 1 else jax.lax.platform_dependent(x, w, tpu=apart, default=joined)
   return y.reshape(*lead, *out_shape)
+
+
+def _packed_product(x: jax.Array, w: Packed) -> jax.Array:
+  """RxI -> RxO in the dtype of x; the product's operands are in the dtype of w."""
+  rows = x.shape[0]
+  if w.w.dtype == jnp.bfloat16 and rows == 1:
+    x = jnp.pad(x, ((0, 1), (0, 0)))  # XLA on CPU has no bfloat16 product of one row (docs/performance.md)
+  dims = (((1,), (0 if w.turned else 1,)), ((), ()))
+  return jax.lax.dot_general(x.astype(w.w.dtype), w.w, dims, preferred_element_type=x.dtype)[:rows]
 
 
 def queries_keys_values(

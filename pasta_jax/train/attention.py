@@ -6,7 +6,14 @@ goes over the keys in blocks with a running softmax, forwards and backwards, so 
              keys  block 0   block 1   block 2 ...
     queries  T     T x 512   T x 512   T x 512      scores and mask of one block at a time
 
-Both take what a token sees from the same function, `sees`.
+Both take what a token sees from the same function, `sees`; and as nobody sees what comes later in a row, both
+give a quarter of the queries at a time only the keys up to its last one, which is 5/8 of the scores:
+
+             keys  quarter 1   2   3   4
+    queries     1      x
+                2      x       x
+                3      x       x   x
+                4      x       x   x   x
 """
 
 import functools
@@ -25,6 +32,7 @@ from pasta_jax.train.forward import Attention
 PATHS = ("auto", "reference", "blockwise")
 BLOCKWISE_FROM = 2048  # tokens; the mask alone would have 4 MB, the scores 4 bytes x H times that
 BLOCK = 512
+QUARTER = 64  # tokens that a quarter has at least, and a multiple of which it has
 
 
 class Tokens(NamedTuple):
@@ -75,30 +83,57 @@ def attention_of(cfg: ModelConfig, tokens: Tokens, path: str = "auto", block: in
   length = tokens.time.shape[1]
   if path == "auto":
     path = "blockwise" if length >= BLOCKWISE_FROM else "reference"
-  if path == "blockwise":
-    return functools.partial(_run_blockwise, cfg, tokens, min(block, length))
-  everywhere = sees(cfg, False, tokens, tokens)
-  window = window_mask(cfg, tokens.position, tokens.position)
+  size = QUARTER * -(-length // (4 * QUARTER))
+  quarters = [(start, min(start + size, length)) for start in range(0, length, size)]
+  parts = []
+  for start, stop in quarters:
+    queries = Tokens(*(x[:, start:stop] for x in tokens))
+    keys = Tokens(*(x[:, :stop] for x in tokens))
+    if path == "blockwise":
+      parts.append(functools.partial(_run_blockwise, cfg, queries, keys, min(block, stop)))
+    else:
+      parts.append(_reference(cfg, queries, keys))
 
-  def reference(local: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  def run(local: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    out = [
+      part(local, q[:, start:stop], k[:, :stop], v[:, :stop])
+      for part, (start, stop) in zip(parts, quarters, strict=True)
+    ]
+    return jnp.concatenate(out, axis=1)
+
+  return run
+
+
+def _reference(cfg: ModelConfig, queries: Tokens, keys: Tokens) -> Attention:
+  everywhere = sees(cfg, False, queries, keys)
+  window = window_mask(cfg, queries.position, keys.position)
+
+  def run(local: Any, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     mask = everywhere if window is None or local is False else everywhere & (window | ~local)
     return attend(cfg, q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
 
-  return reference
+  return run
 
 
 def _run_blockwise(
-  cfg: ModelConfig, tokens: Tokens, block: int, local: Any, q: jax.Array, k: jax.Array, v: jax.Array
+  cfg: ModelConfig,
+  queries: Tokens,
+  keys: Tokens,
+  block: int,
+  local: Any,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
 ) -> jax.Array:
   b, t, h, e = q.shape
   kv_heads = k.shape[2]
-  pad = -t % block
-  keys = Tokens(*(jnp.pad(x, ((0, 0), (0, pad)), constant_values=-1) for x in tokens))  # of no segment
+  pad = -k.shape[1] % block
+  keys = Tokens(*(jnp.pad(x, ((0, 0), (0, pad)), constant_values=-1) for x in keys))  # of no segment
   k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (k, v))
   # BxKxGxTxE and BxKxSxE, as the products want them.
   q = (q * jnp.asarray(cfg.query_scale, q.dtype)).reshape(b, t, kv_heads, h // kv_heads, e)
   out = _blockwise(
-    cfg, block, local, q.transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2), tokens, keys
+    cfg, block, local, q.transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2), queries, keys
   )
   return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, e).astype(q.dtype)
 
