@@ -24,7 +24,7 @@ def random_tokens(rng, batch, length) -> Tokens:
   return Tokens(*(jnp.asarray(v, jnp.int32) for v in values))
 
 
-def parts(seed, cfg, batch=2, length=100):
+def parts(seed, cfg, batch=2, length=150):
   rng = np.random.default_rng(seed)
   tokens = random_tokens(rng, batch, length)
   shapes = [(batch, length, n, cfg.head_dim) for n in (cfg.num_heads, cfg.num_kv_heads, cfg.num_kv_heads)]
@@ -74,7 +74,8 @@ def test_no_array_of_t_by_t_from_4096_tokens_on():
     sizes = (
       np.prod([int(n) for n in m.split("x")]) for m in re.findall(r"tensor<((?:\d+x)*\d+)x[a-z]", text)
     )
-    return sum(size >= length * length for size in sizes)
+    # The reference path takes a quarter of the queries at a time.
+    return sum(size >= length * length // 4 for size in sizes)
 
   assert squares("auto") == 0
   assert squares("reference") > 0, "the count does not see what it looks for"

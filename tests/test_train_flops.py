@@ -48,7 +48,7 @@ def test_frozen_weights_take_a_third_less():
   full, part = (step_flops(CFG, count, T) for count in (num_params(CFG), trained))
   assert part < 0.75 * full
   attention = 6.0 * T * CFG.num_heads * CFG.head_dim * CFG.num_layers
-  assert counted(CFG, lora) == pytest.approx(part + attention, rel=0.1)
+  assert counted(CFG, lora) == pytest.approx(part + attention, rel=0.12)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,8 @@ def _pad(sequences: Sequence[Sequence_], batch: int, size: int) -> dict[str, np.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _nll(cfg: ModelConfig, vocab: int, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
   """BxT float32, nats; 0 where there is no text to predict."""
+  if jax.default_backend() == "cpu":  # where XLA would do so for each operation in bfloat16
+    params = {name: x.astype(jnp.float32) for name, x in params.items()}
   position, thread = batch["position"], batch["thread"]
   time = jnp.arange(position.shape[1])[None]
   mask = visible(
