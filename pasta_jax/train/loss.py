@@ -1,5 +1,11 @@
 """Cross-entropy from hidden states, some tokens at a time: the logits of a whole batch never exist.
 
+Only tokens that have a weight get logits: they are brought to the front, and the loop ends behind the last one.
+Prompts and padding cost nothing:
+
+    tokens   p p p t t t t . p p t t      p prompt   t trained   . padding
+    sorted   t t t t t t | p p p p . .    pieces up to | are computed
+
 The gradient is computed in the same pass: a piece's logits are in reach once, so that they are neither kept
 nor computed again, and only those rows of the table get one that are trained:
 
@@ -41,6 +47,7 @@ def cross_entropy(
   hidden: jax.Array,
   target: jax.Array,
   weight: jax.Array,
+  shards: int = 1,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The weighted sum over tokens, and what each token cost.
 
@@ -51,15 +58,23 @@ def cross_entropy(
     hidden: BxTxD.
     target: BxT int32; any value where the weight is 0.
     weight: BxT float32.
+    shards: over how many devices the rows lie, a divisor of B: tokens stay where they are.
   Returns:
-    Scalar float32, and for each token `nll` (BxT float32, nats) and `best` (BxT int32, the likeliest id; 0
-    where a gradient is computed), which have no gradient.
+    Scalar float32, and for each token `nll` (BxT float32, nats) and `best` (BxT int32, the likeliest id),
+    which have no gradient; both are 0 where there is no weight, and `best` where a gradient is computed.
   """
-  piece = piece_length(target.shape[0], target.shape[1], tokens)
+  batch, length = target.shape
+
+  def by_shard(x: jax.Array) -> jax.Array:
+    return x.reshape(shards, -1, *x.shape[2:])
+
+  piece = piece_length(shards, batch // shards * length, tokens)
+  arrays = by_shard(hidden), by_shard(target), by_shard(weight)
   if isinstance(table, Patched):
-    return _cross_entropy(cfg, vocab, piece, table.table, table.rows, table.start, hidden, target, weight)
-  start = jnp.zeros((), jnp.int32)
-  return _cross_entropy(cfg, vocab, piece, None, table, start, hidden, target, weight)
+    total, per_token = _cross_entropy(cfg, vocab, piece, table.table, table.rows, table.start, *arrays)
+  else:
+    total, per_token = _cross_entropy(cfg, vocab, piece, None, table, jnp.zeros((), jnp.int32), *arrays)
+  return total, {name: x.reshape(batch, length) for name, x in per_token.items()}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -73,8 +88,19 @@ def _run(cfg, vocab, piece, frozen, rows, start, hidden, target, weight, gradien
   cap = cfg.final_softcap
   ids = jax.lax.broadcasted_iota(jnp.int32, (1, 1, table.shape[0]), 2)
 
-  def step(d_rows, xs):
-    h, t, w = xs  # BxCxD, BxC, BxC
+  tokens = hidden.shape[1]
+  order = jnp.argsort(weight <= 0, axis=1, stable=True)
+  pieces = -(-jnp.max(jnp.sum(weight > 0, axis=1)) // piece)
+
+  def sorted_(x):
+    x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
+    return jnp.pad(x, ((0, 0), (0, -tokens % piece), *[(0, 0)] * (x.ndim - 2)))
+
+  hidden, target, weight_ = sorted_(hidden), sorted_(target), sorted_(weight)
+
+  def step(i, carry):
+    d_rows, nlls, bests, d_hidden = carry
+    h, t, w = (jax.lax.dynamic_slice_in_dim(x, i * piece, piece, 1) for x in (hidden, target, weight_))
     with jax.named_scope("logits"):
       raw = jnp.einsum("bcd,vd->bcv", h, table, preferred_element_type=jnp.float32)
       logits = raw if cap is None else cap * jnp.tanh(raw / cap)
@@ -84,9 +110,10 @@ def _run(cfg, vocab, piece, frozen, rows, start, hidden, target, weight, gradien
     total = e.sum(-1, keepdims=True)
     hit = ids == t[..., None]
     nll = (high + jnp.log(total))[..., 0] - jnp.where(hit, logits, 0.0).sum(-1)
-    nll = jnp.where(w > 0, nll, 0.0)
+    nlls = put(nlls, jnp.where(w > 0, nll, 0.0), i)
     if not gradient:
-      return d_rows, (nll, jnp.argmax(logits, -1).astype(jnp.int32), None)
+      best = jnp.where(w > 0, jnp.argmax(logits, -1).astype(jnp.int32), 0)
+      return d_rows, nlls, put(bests, best, i), d_hidden
     d = (e / total - hit) * w[..., None]
     if cap is not None:
       d *= 1 - jnp.square(logits / cap)
@@ -96,22 +123,24 @@ def _run(cfg, vocab, piece, frozen, rows, start, hidden, target, weight, gradien
       d_h = jnp.einsum("bcv,vd->bcd", d, table, preferred_element_type=jnp.float32).astype(h.dtype)
       mine = d if frozen is None else jax.lax.dynamic_slice_in_dim(d, start, rows.shape[0], 2)
       d_rows += jnp.einsum("bcr,bcd->rd", mine, h, preferred_element_type=jnp.float32)
-    return d_rows, (nll, jnp.zeros_like(t), d_h)
+    return d_rows, nlls, bests, put(d_hidden, d_h, i)
 
-  def cut(x):
-    if rest := -x.shape[1] % piece:
-      x = jnp.pad(x, ((0, 0), (0, rest), *[(0, 0)] * (x.ndim - 2)))
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, piece, *x.shape[2:]), 1, 0)
+  def put(all_, x, i):
+    return jax.lax.dynamic_update_slice_in_dim(all_, x, i * piece, 1)
 
-  def joined(x):
-    x = jnp.moveaxis(x, 0, 1).reshape(hidden.shape[0], -1, *x.shape[3:])
-    return x[:, : hidden.shape[1]]
-
-  zero = jnp.zeros(rows.shape, jnp.float32) if gradient else jnp.zeros(())
-  d_rows, (nll, best, d_hidden) = jax.lax.scan(step, zero, (cut(hidden), cut(target), cut(weight)))
-  nll = joined(nll)
-  d_hidden = None if d_hidden is None else joined(d_hidden)
-  return (nll * weight).sum(), {"nll": nll, "best": joined(best)}, d_rows, d_hidden
+  carry = (
+    jnp.zeros(rows.shape, jnp.float32) if gradient else jnp.zeros(()),
+    jnp.zeros(target.shape, jnp.float32),
+    jnp.zeros_like(target),
+    jnp.zeros_like(hidden) if gradient else jnp.zeros(()),
+  )
+  d_rows, *by_token = jax.lax.fori_loop(0, pieces, step, carry)
+  back = jnp.argsort(order, axis=1)
+  nll, best, d_hidden = (
+    jnp.take_along_axis(x, back.reshape(*back.shape, *[1] * (x.ndim - 2)), axis=1) if x.ndim else None
+    for x in by_token
+  )
+  return (nll * weight).sum(), {"nll": nll, "best": best}, d_rows, d_hidden
 
 
 def _save(cfg, vocab, piece, frozen, rows, start, hidden, target, weight):

@@ -214,8 +214,9 @@ class Program:
     weights = self.weights(frozen, params)
     hidden = self._hidden(weights, part)
     table = weights["embed" if self.model.tied_embeddings else "head"]
+    shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
     total, per_token = cross_entropy(
-      self.model, self.vocab, self.config.logits_tokens, table, hidden, part["target"], part["weight"]
+      self.model, self.vocab, self.config.logits_tokens, table, hidden, part["target"], part["weight"], shards
     )
     return total, per_token
 
