@@ -9,13 +9,14 @@ import jax.numpy as jnp
 
 from pasta_jax.decode.engine import Engine
 from pasta_jax.decode.journal import open_journal
-from pasta_jax.decode.options import Options, resolve_dtype
+from pasta_jax.decode.options import Options
 from pasta_jax.decode.progress import Progress
 from pasta_jax.decode.requests import Request, RequestError, Result
 from pasta_jax.decode.rows import InputRow, answer_rows, check_input, file_digest
 from pasta_jax.decode.script import read_script, script_of
 from pasta_jax.decode.show import show
 from pasta_jax.model.adapter import adapter_notes, load_adapter, with_adapter
+from pasta_jax.model.dtypes import resolve_dtype
 from pasta_jax.model.marks import with_marks
 from pasta_jax.model.sharding import make_mesh
 from pasta_jax.model.tokenizer_ids import with_ids

@@ -3,11 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from pasta_jax.decode.requests import Request, Sampling, nearest
 from pasta_jax.decode.trace_file import check_trace_path
@@ -131,20 +127,3 @@ def options_of(flags: Mapping[str, Any]) -> Options:
     "limits": Limits(**those_of(Limits)),
   }
   return Options(**chosen)
-
-
-def resolve_dtype(name: str) -> Any:
-  """The dtype of weights: as named, or bfloat16 wherever matrix products are the faster for it."""
-  if name == "auto":
-    on_cpu = jax.default_backend() == "cpu"
-    return jnp.dtype(jnp.float32 if on_cpu and not cpu_multiplies_bfloat16() else jnp.bfloat16)
-  return jnp.dtype(name)
-
-
-@functools.cache
-def cpu_multiplies_bfloat16(path: str = "/proc/cpuinfo") -> bool:
-  """Whether this CPU has instructions for products in bfloat16 that XLA uses: AVX512-BF16."""
-  try:
-    return "avx512_bf16" in Path(path).read_text().split()
-  except OSError:  # no Linux
-    return False

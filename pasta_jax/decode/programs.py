@@ -159,7 +159,8 @@ def compiler_options(device: Any, rows: int, dtype: Any) -> dict[str, str | bool
     dtype: of the weights.
   """
   if device.platform == "cpu":
-    return None if rows == 1 or dtype == jnp.bfloat16 else _understood({"xla_cpu_experimental_ynn_fusion_type": ""})
+    by_default = rows == 1 or dtype == jnp.bfloat16
+    return None if by_default else _understood({"xla_cpu_experimental_ynn_fusion_type": ""})
   kib = _PRODUCT_KIB.get(device.device_kind)
   return {"xla_tpu_scoped_vmem_limit_kib": str(kib)} if kib else None
 

@@ -35,11 +35,11 @@ flags.DEFINE_string(
 
 def _run() -> None:
   f = flags.FLAGS
-  from pasta_jax.decode.options import resolve_dtype
   from pasta_jax.decode.requests import Request, nearest
   from pasta_jax.eval.report import check_json_path
   from pasta_jax.model.adapter import adapter_notes, load_adapter
   from pasta_jax.model.bundled import find_adapter
+  from pasta_jax.model.dtypes import resolve_dtype
 
   check_json_path(f.json)
   if f.stream not in ("lanes", "text"):

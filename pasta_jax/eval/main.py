@@ -42,7 +42,11 @@ flags.DEFINE_string("positions", "pred10", "As in decode.main: what the adapter 
 flags.DEFINE_integer("fixed", 64, "Positions that --positions=fixed reserves.", lower_bound=0)
 flags.DEFINE_integer("timed", 0, "Prompts of each set that are timed, a sample; 0: all.", lower_bound=0)
 flags.DEFINE_integer("repeats", 1, "How often each is timed; the fastest counts.", lower_bound=1)
-flags.DEFINE_string("dtype", "auto", "Of weights: float32, bfloat16, or auto: float32 on CPUs without AVX512-BF16, else bfloat16.")
+flags.DEFINE_string(
+  "dtype",
+  "auto",
+  "Of weights: float32, bfloat16, or auto: bfloat16, but float32 on CPUs without AVX512-BF16.",
+)
 flags.DEFINE_string(
   "output_dir", "runs/eval_stage1", "Answers, one JSONL file per model and set, and answers.html."
 )

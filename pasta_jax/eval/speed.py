@@ -143,7 +143,7 @@ def measure(model_name: str) -> dict[str, Any]:
 
 
 def load(model_name: str) -> Any:
-  from pasta_jax.decode.options import resolve_dtype
+  from pasta_jax.model.dtypes import resolve_dtype
   from pasta_jax.model.marks import with_marks
   from pasta_jax.model.tokenizer_ids import with_ids
   from pasta_jax.model.weights import load_model

@@ -37,7 +37,8 @@ def running_state(
     slots: of the cache.
   """
   cfg = engine.config
-  state = empty_state(cfg, requests, slots, dtype or activation_dtype(engine.programs.shapes.dtype, engine.mesh), width + 1, 1)
+  dtype = dtype or activation_dtype(engine.programs.shapes.dtype, engine.mesh)
+  state = empty_state(cfg, requests, slots, dtype, width + 1, 1)
   rows, cache = state.rows, state.cache
   number = jnp.arange(width + 1, dtype=jnp.int32)[None, :] * jnp.ones((requests, 1), jnp.int32)
   ones = jnp.ones((requests,), jnp.int32)
@@ -97,7 +98,8 @@ def step_program(engine: Any, width: int, slots: int, requests: int = 1) -> tupl
 
 
 def _compiled(run: Callable, engine: Any, state: State) -> Callable:
-  options = compiler_options(engine.mesh.devices.flat[0], engine.programs.shapes.rows, engine.programs.shapes.dtype)
+  shapes = engine.programs.shapes
+  options = compiler_options(engine.mesh.devices.flat[0], shapes.rows, shapes.dtype)
   lowered = jax.jit(run, donate_argnums=2).lower(engine.params, engine.programs.kinds, state)
   return lowered.compile(compiler_options=options)
 

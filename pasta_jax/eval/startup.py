@@ -39,8 +39,8 @@ _IMPORTED = time.perf_counter()
 def _run() -> None:
   runtime.use_compilation_cache(_CACHE.value)
   from pasta_jax.decode.engine import Engine
-  from pasta_jax.decode.launch import resolve_dtype
   from pasta_jax.decode.requests import Request
+  from pasta_jax.model.dtypes import resolve_dtype
   from pasta_jax.model.tokenizer_ids import with_ids
   from pasta_jax.model.weights import load_model
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pasta_jax.decode.engine import Engine
-from pasta_jax.decode.options import resolve_dtype
 from pasta_jax.eval.suite_options import Options
 from pasta_jax.model.adapter import adapter_notes, load_adapter, with_adapter
+from pasta_jax.model.dtypes import resolve_dtype
 from pasta_jax.model.marks import with_marks
 from pasta_jax.model.weights import LoadedModel, load_model
 from pasta_jax.train.checkpoints import config_of_run

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pasta_jax.decode.options import resolve_dtype
 from pasta_jax.eval import quality_likelihood, suite_answers, suite_times
 from pasta_jax.eval.answers_page import answers_page
 from pasta_jax.eval.report_figures import Figures, set_figures, to_json
@@ -26,6 +25,7 @@ from pasta_jax.eval.suite_models import WHO, Models
 from pasta_jax.eval.suite_options import Options
 from pasta_jax.eval.suite_sets import Item, PromptSet, held_out_set, prompt_set
 from pasta_jax.eval.suite_store import Compute, Row, Store, write_whole
+from pasta_jax.model.dtypes import resolve_dtype
 from pasta_jax.train.packing import Layout, lay_out
 from pasta_jax.train.rows import Row as Reference
 

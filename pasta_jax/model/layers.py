@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from pasta_jax.model.adapted import Adapted
 from pasta_jax.model.config import ModelConfig, RopeScaling
 from pasta_jax.model.packed import Packed
+from pasta_jax.model.rounded import rounded_product
 
 LINEAR = "linear"  # the name by which training's rematerialisation knows what a linear map gives
 
@@ -28,7 +29,8 @@ def linear(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
 
   Args:
     x: BxTx(in...).
-    w: (out...)x(in...), with `inputs` input axes; or such a matrix `Adapted` or `Packed`.
+    w: (out...)x(in...), with `inputs` input axes; or such a matrix `Adapted` or `Packed`. In the dtype of x,
+      or in bfloat16 beside float32: x is then rounded for the product.
   Returns:
     BxTx(out...), in the dtype of x.
   """
@@ -45,6 +47,8 @@ def _product(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
 
   def joined(x: jax.Array, w: jax.Array) -> jax.Array:
     n = math.prod(in_shape)
+    if x.dtype != w.dtype:
+      return rounded_product(x.reshape(-1, n), w.reshape(-1, n))
     dims = (((1,), (1,)), ((), ()))
     return jax.lax.dot_general(x.reshape(-1, n), w.reshape(-1, n), dims, preferred_element_type=x.dtype)
 

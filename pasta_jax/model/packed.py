@@ -13,8 +13,9 @@ CPU packs its weights once:
                                                    its longer rows read faster
   head                DxV           VxD            also where it is the embedding, which stays beside it
 
-Everything else keeps its name and shape. bfloat16 is the dtype of the matrices alone: a CPU computes everything
-else, and keeps its cache, in float32 (`activation_dtype`), and rounds what a matrix is multiplied with.
+Everything else keeps its name and shape. bfloat16 is the dtype of the matrices alone: a CPU computes
+everything else, and keeps its cache, in float32 (`activation_dtype`), and rounds what a matrix is multiplied
+with.
 
 The packed matrices of a layer lie in one buffer of NumPy's, which asks the kernel for huge pages for large
 ones; XLA's own allocations get small pages, and a step that reads every weight once runs into their borders.

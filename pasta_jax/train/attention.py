@@ -85,7 +85,7 @@ def attention_of(cfg: ModelConfig, tokens: Tokens, path: str = "auto", block: in
     path = "blockwise" if length >= BLOCKWISE_FROM else "reference"
   size = QUARTER * -(-length // (4 * QUARTER))
   quarters = [(start, min(start + size, length)) for start in range(0, length, size)]
-  parts = []
+  parts: list[Attention] = []
   for start, stop in quarters:
     queries = Tokens(*(x[:, start:stop] for x in tokens))
     keys = Tokens(*(x[:, :stop] for x in tokens))

@@ -102,15 +102,18 @@ def hidden_states(
   positions: jax.Array,
   attention: Attention,
   wrap: Callable[[Callable], Callable],
+  dtype: Any = None,
 ) -> jax.Array:
   """What `transformer.hidden_states` computes, from stacked parameters: BxTxD.
 
   Args:
     ids, positions: BxT int32.
     wrap: applied to a layer as a function of (x, its parameters and flags): rematerialisation, shardings.
+    dtype: of activations; None: that of the embedding.
   """
   with jax.named_scope("embed"):
     x = embed(cfg, dict(params), ids)
+    x = x if dtype is None else x.astype(dtype)
   kinds = list(dict.fromkeys(cfg.rope_of(layer) for layer in range(cfg.num_layers)))
   ropes = [rope_angles(positions, rope_frequencies(cfg.head_dim, *kind)) for kind in kinds]
   which = np.array([kinds.index(cfg.rope_of(layer)) for layer in range(cfg.num_layers)])

@@ -1,7 +1,7 @@
 """Cross-entropy from hidden states, some tokens at a time: the logits of a whole batch never exist.
 
-Only tokens that have a weight get logits: they are brought to the front, and the loop ends behind the last one.
-Prompts and padding cost nothing:
+Only tokens that have a weight get logits: they are brought to the front, and the loop ends behind the last
+one. Prompts and padding cost nothing:
 
     tokens   p p p t t t t . p p t t      p prompt   t trained   . padding
     sorted   t t t t t t | p p p p . .    pieces up to | are computed
@@ -54,7 +54,8 @@ def cross_entropy(
   Args:
     vocab: ids that exist; rows of the table from there on are padding.
     tokens: how many are taken at a time.
-    table: VxD, plain (it gets a gradient) or `Patched` (its rows do).
+    table: VxD, plain (it gets a gradient) or `Patched` (its rows do); in the dtype of `hidden`, or in
+      bfloat16 beside float32.
     hidden: BxTxD.
     target: BxT int32; any value where the weight is 0.
     weight: BxT float32.
@@ -102,7 +103,7 @@ def _run(cfg, vocab, piece, frozen, rows, start, hidden, target, weight, gradien
     d_rows, nlls, bests, d_hidden = carry
     h, t, w = (jax.lax.dynamic_slice_in_dim(x, i * piece, piece, 1) for x in (hidden, target, weight_))
     with jax.named_scope("logits"):
-      raw = jnp.einsum("bcd,vd->bcv", h, table, preferred_element_type=jnp.float32)
+      raw = jnp.einsum("bcd,vd->bcv", h.astype(table.dtype), table, preferred_element_type=jnp.float32)
       logits = raw if cap is None else cap * jnp.tanh(raw / cap)
       logits = jnp.where(ids < vocab, logits, MASKED)
     high = logits.max(-1, keepdims=True)
@@ -120,7 +121,8 @@ def _run(cfg, vocab, piece, frozen, rows, start, hidden, target, weight, gradien
       d = jnp.where(ids < vocab, d, 0.0)
     d = d.astype(h.dtype)
     with jax.named_scope("logits_gradient"):
-      d_h = jnp.einsum("bcv,vd->bcd", d, table, preferred_element_type=jnp.float32).astype(h.dtype)
+      own = d.astype(table.dtype)
+      d_h = jnp.einsum("bcv,vd->bcd", own, table, preferred_element_type=jnp.float32).astype(h.dtype)
       mine = d if frozen is None else jax.lax.dynamic_slice_in_dim(d, start, rows.shape[0], 2)
       d_rows += jnp.einsum("bcr,bcd->rd", mine, h, preferred_element_type=jnp.float32)
     return d_rows, nlls, bests, put(d_hidden, d_h, i)

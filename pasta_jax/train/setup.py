@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pasta_jax.lang.marks import ControlIds
+from pasta_jax.model.dtypes import resolve_dtype
 from pasta_jax.model.lora import first_mark, init_adapter
 from pasta_jax.model.marks import with_marks
 from pasta_jax.model.memory import device_bytes, device_bytes_free
@@ -161,8 +162,7 @@ def set_up(config: Config, model: LoadedModel | None = None) -> Run:
   mesh = make_mesh(config.mesh)
   check_rows_divide(config, mesh)
   files = read_files(config)
-  on_cpu = mesh.devices.flat[0].platform == "cpu"
-  compute = jnp.dtype(("float32" if on_cpu else "bfloat16") if config.dtype == "auto" else config.dtype)
+  compute = resolve_dtype(config.dtype, mesh.devices.flat[0].platform)
   dtype = compute if config.lora else jnp.dtype(jnp.float32)
   if model is None:
     model = load_model(config.model, dtype=dtype, mesh=mesh)

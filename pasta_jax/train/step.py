@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from pasta_jax.lang.sequence import NO_TARGET
 from pasta_jax.model.config import ModelConfig
+from pasta_jax.model.dtypes import resolve_dtype
 from pasta_jax.model.layers import LINEAR
 from pasta_jax.model.lora import LoraConfig, adapted, adapter_table
 from pasta_jax.model.params import ParamSpec, param_table
@@ -102,9 +103,14 @@ class Program:
 
   @property
   def compute_dtype(self) -> Any:
-    if self.config.dtype == "auto":
-      return jnp.dtype(jnp.float32 if self.mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16)
-    return jnp.dtype(self.config.dtype)
+    """Of weights in a step."""
+    return resolve_dtype(self.config.dtype, self.mesh.devices.flat[0].platform)
+
+  @property
+  def activation_dtype(self) -> Any:
+    """A CPU has bfloat16 for matrix products alone."""
+    on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+    return jnp.dtype(jnp.float32) if on_cpu else self.compute_dtype
 
   @functools.cached_property
   def optimizer(self) -> optax.GradientTransformation:
@@ -206,7 +212,8 @@ class Program:
 
       return _remat(self.config.remat, run)
 
-    return hidden_states(self.model, weights, part["ids"], part["position"], attention, wrap)
+    dtype = self.activation_dtype
+    return hidden_states(self.model, weights, part["ids"], part["position"], attention, wrap, dtype)
 
   def _sums(
     self, frozen: Any, params: Any, part: Mapping[str, jax.Array]
