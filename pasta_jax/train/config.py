@@ -57,8 +57,8 @@ class Config:
     attention: path of training attention, see train/attention.py.
     remat: what the backward pass computes again: "none", "dots" (all but linear maps), "full".
     logits_tokens: tokens whose logits exist at a time, over the whole batch.
-    dtype: of the computation, on CPU of its matrix products alone; weights that are trained are float32 in any
-      case. "auto": bfloat16, but float32 on CPUs without AVX512-BF16.
+    dtype: of the computation, on CPU of its matrix products alone; weights that are trained are float32 in
+      any case. "auto": bfloat16, but float32 on CPUs without AVX512-BF16.
     mesh: e.g. "data:2,fsdp:4".
     eval_every: steps between evaluations; 0: at the end only.
     eval_rows: held-out documents of an evaluation at most; 0: all. Of one file the first ones, of several a
