@@ -11,6 +11,7 @@ from pasta_jax.decode import engine as engine_module
 from pasta_jax.decode import programs
 from pasta_jax.decode.engine import Engine
 from pasta_jax.decode.requests import Request, Sampling
+from pasta_jax.model import packed
 from tests.law import SHORT, compiled_quickly, keeps_the_law, law_requests, split_model, teacher
 from tests.toy import teacher_logits, toy_model
 
@@ -23,7 +24,7 @@ def accelerator(monkeypatch):
   monkeypatch.setattr(engine_module, "piece_sizes", lambda platform: PIECES)
   monkeypatch.setattr(engine_module, "step_rows", lambda *_: ())
   monkeypatch.setattr(programs, "least_rows", lambda platform: 8)
-  for module in (engine_module, programs):
+  for module in (engine_module, programs, packed):
     monkeypatch.setattr(module, "packs", lambda mesh: False)
 
 
@@ -81,10 +82,18 @@ def test_lanes_of_eight_rows_keep_the_law(accelerator):
 
 
 def test_lanes_in_bfloat16_are_as_near_to_float32_as_one_forward_in_bfloat16(accelerator):
+  lanes_in_bfloat16_are_near(jnp.bfloat16)
+
+
+def test_lanes_in_bfloat16_on_a_cpu_are_so_too():
+  lanes_in_bfloat16_are_near(jnp.float32)
+
+
+def lanes_in_bfloat16_are_near(cache_dtype):
   exact = split_model()
   model = in_bfloat16(exact)
   engine = make(model, max_len=128, lanes=3, chunks=8)
-  assert engine.programs.new_state().cache.k[0].dtype == jnp.bfloat16
+  assert engine.programs.new_state().cache.k[0].dtype == cache_dtype
   results = engine.generate(law_requests(model.tokenizer.controls, 3, 20, **SHORT))
   assert any(len(r.parallel.threads.chunks) > 1 for r in results)
   # Of the same weights: those that bfloat16 holds.

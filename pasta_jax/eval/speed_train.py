@@ -3,7 +3,8 @@
     python -m pasta_jax.eval.speed_train --model=smollm2-135m --json=speed_train.json
 
 A step is forward, backward, the cut of the gradient norm and AdamW, on rows of packed documents; tokens are
-B x T. Torch is measured where it and transformers are installed, and is a dependency of nothing.
+B x T. Torch is measured where it and transformers are installed, and is a dependency of nothing; in bfloat16
+under its autocast.
 """
 
 import dataclasses
@@ -27,8 +28,9 @@ _DATA = flags.DEFINE_string("data", "data/seed.jsonl", "Rows to pack.")
 _ROWS = flags.DEFINE_integer("rows", 4, "Rows of a batch.", lower_bound=1)
 _LENGTH = flags.DEFINE_integer("length", 256, "Tokens of a row.", lower_bound=16)
 _RANK = flags.DEFINE_integer("lora_rank", 16, "Of the LoRA step.", lower_bound=1)
-_REMAT = flags.DEFINE_string("remat", "none", "As config.remat.")
-_LOGITS = flags.DEFINE_integer("logits_tokens", 512, "As config.logits_tokens.", lower_bound=1)
+_REMAT = flags.DEFINE_string("remat", "dots", "As config.remat.")
+_LOGITS = flags.DEFINE_integer("logits_tokens", 128, "As config.logits_tokens.", lower_bound=1)
+_DTYPE = flags.DEFINE_string("dtype", "float32", "As config.dtype, and torch's.")
 _STEPS = flags.DEFINE_integer("steps", 5, "Steps measured; the median counts.", lower_bound=1)
 _PEERS = flags.DEFINE_bool("peers", True, "Measure torch where it is installed.")
 _JSON = flags.DEFINE_string("json", "", "Write the figures here.")
@@ -72,8 +74,8 @@ def _loader_seconds(run: Any) -> float:
   return (time.perf_counter() - start) / count
 
 
-def torch_tokens_per_second(model: str, batches: list[dict[str, np.ndarray]]) -> float | None:
-  """The same step in torch: all parameters, float32, fused AdamW, its own causal attention.
+def torch_tokens_per_second(model: str, batches: list[dict[str, np.ndarray]], dtype: str) -> float | None:
+  """The same step in torch: all parameters, fused AdamW, its own causal attention.
 
   None where torch or transformers is not installed, or the model is of another family than llama.
   """
@@ -96,9 +98,10 @@ def torch_tokens_per_second(model: str, batches: list[dict[str, np.ndarray]]) ->
     ids = torch.from_numpy(np.minimum(batch["ids"], known).astype(np.int64))
     target = np.where(batch["weight"] > 0, np.minimum(batch["target"], known), -100).astype(np.int64)
     start = time.perf_counter()
-    logits = net(input_ids=ids).logits
-    flat = torch.from_numpy(target).reshape(-1)
-    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), flat)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+      logits = net(input_ids=ids).logits
+      flat = torch.from_numpy(target).reshape(-1)
+      loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), flat)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
@@ -108,6 +111,7 @@ def torch_tokens_per_second(model: str, batches: list[dict[str, np.ndarray]]) ->
 
 
 def measure() -> dict[str, Any]:
+  from pasta_jax.model.dtypes import resolve_dtype
   from pasta_jax.train.config import Config
 
   config = Config(
@@ -118,7 +122,7 @@ def measure() -> dict[str, Any]:
     remat=_REMAT.value,
     logits_tokens=_LOGITS.value,
     lora_rank=_RANK.value,
-    dtype="float32",
+    dtype=str(resolve_dtype(_DTYPE.value)),
     steps=1000,
   )
   figures: dict[str, Any] = {
@@ -128,12 +132,13 @@ def measure() -> dict[str, Any]:
     "rows": config.batch_rows,
     "length": config.length,
     "remat": config.remat,
+    "dtype": config.dtype,
   }
   figures["lora"], _ = measure_step(config, _STEPS.value)
   gc.collect()
   figures["full"], batches = measure_step(dataclasses.replace(config, lora=False), _STEPS.value)
   gc.collect()
-  torch = torch_tokens_per_second(config.model, batches) if _PEERS.value else None
+  torch = torch_tokens_per_second(config.model, batches, config.dtype) if _PEERS.value else None
   full = figures["full"]["tokens_per_second"]
   figures["torch_full_tokens_per_second"] = torch
   figures["full_over_torch"] = full / torch if torch else None
