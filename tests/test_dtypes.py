@@ -22,6 +22,8 @@ def test_auto_is_bfloat16_but_on_cpus_that_are_slow_at_it():
   assert resolve_dtype("auto", "tpu") == resolve_dtype("auto", "gpu") == jnp.bfloat16
   assert resolve_dtype("auto", "cpu") == (jnp.bfloat16 if cpu_multiplies_bfloat16() else jnp.float32)
   assert resolve_dtype("float32", "tpu") == jnp.float32
+  assert resolve_dtype("auto", "cpu", few=True) == jnp.float32
+  assert resolve_dtype("auto", "tpu", few=True) == jnp.bfloat16
 
 
 @pytest.mark.parametrize("rows", [1, 3, 70])

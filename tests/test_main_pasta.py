@@ -19,7 +19,6 @@ from pasta_jax.decode.options import Options
 from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.parse import parse
 from pasta_jax.model.adapter import save_adapter, with_adapter
-from pasta_jax.model.dtypes import cpu_multiplies_bfloat16
 from pasta_jax.model.errors import WeightsError
 from pasta_jax.model.weights import LoadedModel
 from tests.eval_toy import base_model, toy_adapter
@@ -84,7 +83,7 @@ def test_rows_with_documents_are_decoded_in_lanes_and_tell_their_figures(toy, tm
     {"script": "text"},
     {"limits": Limits(chunks=3)},
     {"max_len": 321},
-    {"dtype": "float32" if cpu_multiplies_bfloat16() else "bfloat16"},
+    {"dtype": "bfloat16"},
     {"mode": "sequential", "lanes": 8},
   ],
 )

@@ -35,7 +35,7 @@ def make_engine(options: Options) -> Engine:
   if sys.stderr.isatty():
     what = f"loading {options.model} and compiling (seconds; the first time about a minute) ..."
     print(what, file=sys.stderr)
-  model = load_model(options.model, dtype=resolve_dtype(options.dtype), mesh=mesh)
+  model = load_model(options.model, dtype=resolve_dtype(options.dtype, few=True), mesh=mesh)
   if is_random(options.model):
     model = with_ids(model)
   if model.tokenizer is None:
@@ -148,7 +148,7 @@ def answer_file(options: Options) -> None:
   rows = check_input(options.prompts_file)
   run_settings: dict[str, Any] = {"mode": "pasta" if options.pasta else "sequential"}
   run_settings["adapter"] = file_digest(options.adapter_file) if options.adapter_file else ""
-  run_settings["dtype"] = str(jnp.dtype(resolve_dtype(options.dtype)))
+  run_settings["dtype"] = str(jnp.dtype(resolve_dtype(options.dtype, few=True)))
   run_settings |= {name: getattr(options, name) for name in _SETTINGS}
   run_settings["stop"] = list(options.stop)
   run_settings |= dataclasses.asdict(options.sampling) | dataclasses.asdict(options.limits)

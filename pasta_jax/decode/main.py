@@ -58,7 +58,7 @@ flags.DEFINE_bool("logprobs", False, "Write each token's log-probability into th
 flags.DEFINE_string(
   "dtype",
   "auto",
-  "Of weights: float32, bfloat16, or auto: bfloat16, but float32 on CPUs without AVX512-BF16.",
+  "Of weights: float32, bfloat16, or auto: float32 on CPU, else bfloat16.",
 )
 flags.DEFINE_string("mesh", "", "Devices to use, e.g. data:1,tensor:4; default: one device.")
 flags.DEFINE_integer("segment", 16, "Steps between two looks of the host.", lower_bound=1)

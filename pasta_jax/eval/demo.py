@@ -66,7 +66,7 @@ def _run() -> None:
   from pasta_jax.model.weights import load_model
 
   print(f"loading {f.model} and compiling (seconds; the first time about a minute) ...", file=sys.stderr)
-  base = load_model(f.model, dtype=resolve_dtype("auto"))
+  base = load_model(f.model, dtype=resolve_dtype("auto", few=True))
   if base.tokenizer is None:
     raise ValueError(f"--model {f.model} has no tokenizer, so it cannot answer a prompt")
   pasta = Engine(with_adapter(base, adapter), lanes=f.lanes, max_len=f.max_len, take=True)
