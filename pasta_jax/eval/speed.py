@@ -148,7 +148,7 @@ def load(model_name: str) -> Any:
   from pasta_jax.model.tokenizer_ids import with_ids
   from pasta_jax.model.weights import load_model
 
-  return with_marks(with_ids(load_model(model_name, dtype=resolve_dtype(_DTYPE.value))))
+  return with_marks(with_ids(load_model(model_name, dtype=resolve_dtype(_DTYPE.value, few=True))))
 
 
 def sequential_figures(

@@ -56,7 +56,7 @@ def hf_model(cfg: ModelConfig, params: dict[str, Any], **settings: Any) -> Any:
   model.model.rotary_emb = type(model.model.rotary_emb)(config)
   if any(isinstance(value, Packed) for value in params.values()):
     params = unpack(cfg, params)
-  state = {name: torch.from_numpy(np.array(value)) for name, value in _hf_names(cfg, params)}
+  state = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in _hf_names(cfg, params)}
   model.load_state_dict(state, strict=False)
   model.tie_weights()
   return model

@@ -44,7 +44,7 @@ def _run() -> None:
   from pasta_jax.model.tokenizer_ids import with_ids
   from pasta_jax.model.weights import load_model
 
-  model = with_ids(load_model(_MODEL.value, dtype=resolve_dtype(_DTYPE.value)))
+  model = with_ids(load_model(_MODEL.value, dtype=resolve_dtype(_DTYPE.value, few=True)))
   jax.block_until_ready(model.params)
   loaded_s, loaded_peak = process_age(), peak_rss_bytes()
   engine = Engine(model, max_len=_MAX_LEN.value, take=True)
