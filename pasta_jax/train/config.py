@@ -38,6 +38,8 @@ class Config:
     twin: the same rows without marks, in the same batches.
     lora: low-rank updates; false trains all parameters.
     lora_rank, lora_alpha, lora_targets: see model/lora.py.
+    adapter: the file of an adapter to go on from, instead of from a new one; "" for none. Of the same rank,
+      alpha, targets and model; a twin goes on from a twin. The optimiser starts anew.
     learning_rate: the peak.
     schedule: after the warm-up: "cosine" or "linear" to `final_rate` times the peak, or "constant".
     warmup: fraction of the steps.
@@ -80,6 +82,7 @@ class Config:
   lora_rank: int = 16
   lora_alpha: float = 32.0
   lora_targets: tuple[str, ...] = TARGETS
+  adapter: str = ""
   learning_rate: float = 5e-4
   schedule: str = "cosine"
   warmup: float = 0.05
@@ -174,6 +177,7 @@ class Config:
     require(
       self.batch_rows % self.accumulate == 0, "accumulate", f"a divisor of batch_rows {self.batch_rows}"
     )
+    require(self.lora or not self.adapter, "adapter", "empty where lora is False")
     if self.lora:
       self.lora_config  # noqa: B018  (checks itself)
     parse_mesh(self.mesh)

@@ -237,5 +237,7 @@ def save_adapter_of(run: Run, path: Path, step: int, evaluation: dict[str, float
   config = run.config
   arrays = unstack(jax.device_get(run.program.replicate(run.state["params"])))
   metadata = {"config": config.as_dict(), "steps": step, "evaluation": evaluation}
+  if run.before:
+    metadata["before"] = run.before
   adapter = Adapter(arrays, config.lora_config, run.controls is not None, config.model, metadata)
   return save_adapter(path, adapter) if jax.process_index() == 0 else path

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pasta_jax.lang.marks import ControlIds
+from pasta_jax.model.adapter import Adapter, check_adapter, load_adapter
 from pasta_jax.model.dtypes import resolve_dtype
 from pasta_jax.model.lora import first_mark, init_adapter
 from pasta_jax.model.marks import with_marks
@@ -51,6 +52,7 @@ class Run:
     data: documents.
     controls: ids of the marks; None for the twin.
     tokenizer: of the model.
+    before: how the adapter that the run goes on from was made; None without one.
   """
 
   config: Config
@@ -61,6 +63,7 @@ class Run:
   data: Data
   controls: ControlIds | None
   tokenizer: Any
+  before: dict[str, Any] | None = None
 
 
 def find_file(name: str) -> str:
@@ -162,6 +165,7 @@ def set_up(config: Config, model: LoadedModel | None = None) -> Run:
   mesh = make_mesh(config.mesh)
   check_rows_divide(config, mesh)
   files = read_files(config)
+  before = read_adapter(config)
   compute = resolve_dtype(config.dtype, mesh.devices.flat[0].platform)
   dtype = compute if config.lora else jnp.dtype(jnp.float32)
   if model is None:
@@ -193,14 +197,16 @@ def set_up(config: Config, model: LoadedModel | None = None) -> Run:
   del model  # so that its parameters are freed as they are stacked
   check_state_fits(program, params)
   if config.lora:
-    trained = _new_adapter(program, params, controls)
+    trained = _old_adapter(program, before) if before else _new_adapter(program, params, controls)
     own = {name: params.pop(name).astype(compute) for name in list(params)}
     frozen = stack(own, program.shardings(program.frozen))
   else:
     own = {name: params.pop(name).astype(jnp.float32) for name in list(params)}
     trained, frozen = stack(own, program.shardings(program.trained)), {}
   state = program.new_state(trained)
-  return Run(config, program, frozen, state, loader, data, controls, tokenizer)
+  return Run(
+    config, program, frozen, state, loader, data, controls, tokenizer, before.metadata if before else None
+  )
 
 
 def check_rows_divide(config: Config, mesh: Mesh) -> None:
@@ -251,6 +257,34 @@ def _new_adapter(program: Program, params: Params, controls: ControlIds | None) 
     return stacked(init_adapter(program.model, config.lora_config, tables, controls, config.seed))
 
   return jax.jit(init, out_shardings=program.shardings(program.trained))(tables)
+
+
+def read_adapter(config: Config) -> Adapter | None:
+  """The adapter to go on from, None without one.
+
+  Raises:
+    ValueError: it was not made for what this run trains.
+    WeightsError: no such file, or a damaged one.
+  """
+  if not config.adapter:
+    return None
+  adapter = load_adapter(config.adapter)
+  for what, its, ours in (
+    ("model", adapter.model, config.model),
+    ("twin", not adapter.marks, config.twin),
+    ("lora_rank", adapter.lora.rank, config.lora_rank),
+    ("lora_alpha", adapter.lora.alpha, config.lora_alpha),
+    ("lora_targets", tuple(adapter.lora.targets), config.lora_targets),
+  ):
+    if its != ours:
+      raise ValueError(f"config.adapter {config.adapter} has {what} {its!r}, config.{what} is {ours!r}")
+  return adapter
+
+
+def _old_adapter(program: Program, adapter: Adapter) -> Params:
+  """An adapter to go on from, stacked, where it shall lie."""
+  check_adapter(f"config.adapter {program.config.adapter}", program.model, adapter)
+  return stack(dict(adapter.arrays), program.shardings(program.trained))
 
 
 def eval_run(run: Run) -> Any:
