@@ -56,6 +56,37 @@ def use_default_cache() -> None:
     use_compilation_cache(default_cache_folder())
 
 
+def on_huge_pages(
+  enabled: str = "/sys/kernel/mm/transparent_hugepage/enabled", libc: str = "glibc 2.35"
+) -> None:
+  """Starts this program anew with an allocator that asks for huge pages, where that changes something.
+
+  A training step on CPU goes through gigabytes of fresh memory: on small pages it takes 1.1x to 1.2x the time
+  (docs/performance.md). glibc reads the setting when a process starts, hence the second start, of the same
+  process with the same arguments; to be called first, under `if __name__ == "__main__"`. GLIBC_TUNABLES with
+  a glibc.malloc.hugetlb of the user's own stays as it is.
+
+  Args:
+    enabled: the kernel's setting: only under "madvise" must a program ask.
+    libc: the first one that can.
+  """
+  key, tunables = "glibc.malloc.hugetlb", os.environ.get("GLIBC_TUNABLES", "")
+  try:
+    if "[madvise]" not in pathlib.Path(enabled).read_text() or key in tunables:
+      return
+    version = os.confstr("CS_GNU_LIBC_VERSION") or ""
+  except (OSError, ValueError):  # another system, another libc
+    return
+  if _numbers(version) < _numbers(libc):
+    return
+  os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{key}=1")))
+  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+  return tuple(int(n) for n in version.rpartition(" ")[2].split(".") if n.isdigit())
+
+
 class Terminated(KeyboardInterrupt):
   """SIGTERM, as an exception, so that a run ends the way it does at Ctrl-C: with its rows kept."""
 

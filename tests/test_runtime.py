@@ -1,4 +1,10 @@
-"""What every launch sets up: where compiled programs are kept, by default and otherwise."""
+"""What every launch sets up: where compiled programs are kept, by default and otherwise; huge pages."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -6,6 +12,7 @@ import pytest
 from pasta_jax import runtime
 from pasta_jax.model.weights import load_model
 
+REPO = Path(__file__).resolve().parents[1]
 DIR, ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
 
 
@@ -67,3 +74,34 @@ def test_a_folder_that_cannot_be_written_costs_one_line(told, tmp_path, capsys):
   assert err.startswith("compilation cache is off: ")
   assert "--compilation_cache or JAX_COMPILATION_CACHE_DIR" in err
   assert len(err.splitlines()) == 1
+
+
+def test_a_program_starts_anew_for_huge_pages_once_where_the_kernel_must_be_asked(tmp_path):
+  enabled = tmp_path / "enabled"
+  program = tmp_path / "program.py"
+  program.write_text(
+    "import os, sys\nfrom pasta_jax import runtime\n"
+    f"runtime.on_huge_pages({str(enabled)!r}, sys.argv[1])\n"
+    "print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), sys.argv[2:])\n"
+  )
+
+  def start(kernel: str, libc: str = "glibc 2.0", **env) -> list[str]:
+    enabled.write_text(kernel)
+    command = [sys.executable, "-X", "dev", str(program), libc, "--a=b c"]
+    inherited = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    env = inherited | {"PYTHONPATH": str(REPO)} | env
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    out, _ = process.communicate(timeout=60)
+    pid, said = out.strip().split(maxsplit=1)
+    assert int(pid) == process.pid  # the same process: signals go where they should
+    return said
+
+  asked = "always [madvise] never"
+  assert start("[always] madvise never") == "None ['--a=b c']"
+  assert start(asked, libc="glibc 999.0") == "None ['--a=b c']"
+  own = "glibc.malloc.hugetlb=0"
+  assert start(asked, GLIBC_TUNABLES=own) == f"{own} ['--a=b c']"
+  if platform.libc_ver()[0] == "glibc":
+    assert start(asked) == "glibc.malloc.hugetlb=1 ['--a=b c']"
+    other = "glibc.malloc.check=0"
+    assert start(asked, GLIBC_TUNABLES=other) == f"{other}:glibc.malloc.hugetlb=1 ['--a=b c']"

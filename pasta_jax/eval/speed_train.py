@@ -183,4 +183,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  runtime.on_huge_pages()
   app.run(main)

@@ -58,5 +58,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  runtime.on_huge_pages()
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(main, flags_parser=parse)
