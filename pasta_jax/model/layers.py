@@ -16,6 +16,9 @@ from pasta_jax.model.config import ModelConfig, RopeScaling
 from pasta_jax.model.packed import Packed
 from pasta_jax.model.rounded import rounded_product
 
+# Elements of a matrix up to which XLA on CPU multiplies one row with it on one core; two halves, a batch, it
+# gives to two (docs/performance.md).
+_ONE_CORE = 1 << 20
 LINEAR = "linear"  # the name by which training's rematerialisation knows what a linear map gives
 
 
@@ -70,6 +73,9 @@ def _packed_product(x: jax.Array, w: Packed) -> jax.Array:
   rows = x.shape[0]
   if w.w.dtype == jnp.bfloat16 and rows == 1:
     x = jnp.pad(x, ((0, 1), (0, 0)))  # XLA on CPU has no bfloat16 product of one row (docs/performance.md)
+  if rows == 1 and w.turned and w.w.size <= _ONE_CORE and w.inputs % 2 == 0:
+    halves = w.w.reshape(2, w.inputs // 2, -1)
+    return jnp.einsum("gi,gio->go", x.reshape(2, -1), halves, preferred_element_type=x.dtype).sum(0)[None]
   dims = (((1,), (0 if w.turned else 1,)), ((), ()))
   return jax.lax.dot_general(x.astype(w.w.dtype), w.w, dims, preferred_element_type=x.dtype)[:rows]
 
