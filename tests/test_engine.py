@@ -1,13 +1,14 @@
 """The engine computes what one forward computes, whatever the batch, and stops where it is told to."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from pasta_jax.decode.engine import Engine
-from pasta_jax.decode.programs import fit_slots, plan_pieces
+from pasta_jax.decode.programs import attended_lengths, fit_slots, plan_pieces
 from pasta_jax.decode.requests import Request, RequestError, Sampling
 from pasta_jax.lang.threads import Threads
 from tests.toy import teacher_logits, toy_model
@@ -214,7 +215,12 @@ def test_a_temperature_next_to_zero_is_greedy(engine):
 
 def test_a_cache_stays_within_the_positions_of_the_model(monkeypatch):
   made = []
-  monkeypatch.setattr("pasta_jax.decode.engine.Programs", lambda cfg, shapes, *_: made.append(shapes))
+
+  def programs(cfg, shapes, *_):
+    made.append(shapes)
+    return types.SimpleNamespace(wait=lambda: None)
+
+  monkeypatch.setattr("pasta_jax.decode.engine.Programs", programs)
   short = toy_model(max_len=100)
   assert Engine(short).max_len == 100
   assert made[0].num_slots == 128
@@ -223,9 +229,31 @@ def test_a_cache_stays_within_the_positions_of_the_model(monkeypatch):
     Engine(short, max_len=101)
 
 
+def test_what_the_compiler_says_beside_is_raised_by_the_engine(model, monkeypatch):
+  def fail(*_):
+    raise RuntimeError("no such instruction")
+
+  monkeypatch.setattr("pasta_jax.decode.programs.Lowering.compile_lowered", fail)
+  with pytest.raises(RuntimeError, match="no such instruction"):
+    Engine(model, max_len=64)
+
+
+def test_attended_lengths_end_with_the_slots_whatever_these_are():
+  assert attended_lengths(64) == attended_lengths(64, halfway=True) == (64,)
+  assert attended_lengths(1024) == (128, 256, 512, 1024)
+  assert attended_lengths(1024, halfway=True) == (128, 192, 256, 384, 512, 768, 1024)
+  for slots in (128, 160, 192, 200, 640, 1184):
+    lengths = attended_lengths(slots, halfway=True)
+    assert list(lengths) == sorted(set(lengths))
+    assert lengths[-1] == slots
+    assert set(attended_lengths(slots)) <= set(lengths)
+
+
 def test_a_cache_that_cannot_fit_is_foreseen_before_anything_is_compiled(model, monkeypatch):
   monkeypatch.setattr("pasta_jax.model.memory.device_bytes_free", lambda device: 300_000)
-  monkeypatch.setattr("pasta_jax.decode.programs.Lowering.compile", lambda *_: pytest.fail("it compiles"))
+  monkeypatch.setattr(
+    "pasta_jax.decode.programs.Lowering.compile_lowered", lambda *_: pytest.fail("it compiles")
+  )
   message = r"not enough memory foreseen: a cache of 3 x 1024 slots in float32 needs 0\.\d\d GB .* batch_size"
   with pytest.raises(ValueError, match=message):
     Engine(model, batch_size=3, max_len=1024)

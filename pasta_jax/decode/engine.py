@@ -104,6 +104,7 @@ class Engine:
     self.params: Any = (
       pack(self.config, model.params, take, shapes.rows) if packs(self.mesh) else model.params
     )
+    self.programs.wait()
     self.batch_size, self.lanes, self.chunks = batch_size, lanes, chunks
     self.max_len = min(base, longest)
 

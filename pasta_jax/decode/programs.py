@@ -8,6 +8,7 @@ compiles.
 import dataclasses
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,7 @@ from pasta_jax.model.params import abstract_params
 from pasta_jax.model.sharding import param_shardings, replicated
 
 SHORTEST_PREFIX = 128
+_COMPILERS = 2  # programs that are compiled at a time: two are large, the segment and the prompt's pieces
 
 
 def piece_sizes(platform: str) -> tuple[int, ...]:
@@ -79,6 +81,21 @@ def step_rows(widths: tuple[int, ...], batch: int, platform: str) -> tuple[tuple
   return tuple(tuple(r * batch for r in (2, 4) if 2 * r <= w) for w in widths)
 
 
+def attended_lengths(num_slots: int, halfway: bool = False) -> tuple[int, ...]:
+  """Lengths of the part of a cache that a step attends over: powers of two up to `num_slots`.
+
+  Args:
+    halfway: and those halfway between. A CPU copies that part and multiplies with all of it; the program of
+      one lane is small enough for more lengths (docs/performance.md).
+  """
+  lengths = []
+  n = SHORTEST_PREFIX
+  while n < num_slots:
+    lengths += [n, 3 * n // 2] if halfway else [n]
+    n *= 2
+  return (*(n for n in lengths if n < num_slots), num_slots)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shapes:
   """What the programs are compiled for.
@@ -106,18 +123,11 @@ class Shapes:
 
   @property
   def prefixes(self) -> tuple[int, ...]:
-    """Attended lengths: powers of two up to S."""
-    lengths = []
-    n = SHORTEST_PREFIX
-    while n < self.num_slots:
-      lengths.append(n)
-      n *= 2
-    return (*lengths, self.num_slots)
+    """Attended lengths of the pieces of a prompt.
 
-  @property
-  def prefill_prefixes(self) -> tuple[int, ...]:
-    """Every other of `prefixes`: a piece has enough other work to make up for a longer prefix."""
-    return self.prefixes[::-2][::-1]
+    Every other of a lane's: a piece has enough other work to make up for a longer prefix.
+    """
+    return attended_lengths(self.num_slots)[::-2][::-1]
 
 
 def fit_slots(max_len: int, sizes: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
@@ -191,7 +201,10 @@ class Lowering:
     self._cfg, self._shapes = cfg, shapes
     self._everywhere = replicated(mesh)
     self._state_shardings = state_shardings(cfg, mesh, shapes.batch)
-    self._least_rows = least_rows(mesh.devices.flat[0].platform)
+    platform = mesh.devices.flat[0].platform
+    self._least_rows = least_rows(platform)
+    halfway = platform == "cpu" and shapes.loop.width == 1
+    self._lengths = attended_lengths(shapes.num_slots, halfway)
     self._options = compiler_options(mesh.devices.flat[0], shapes.rows, shapes.dtype)
     self.cache_dtype = activation_dtype(shapes.dtype, mesh)
     empty = partial(
@@ -207,8 +220,8 @@ class Lowering:
       self._state_shardings,
     )
     self._builds: dict[Any, Callable[[], Any]] = {
+      "segment": lambda: self._lower(self._segment, 1, params, kinds, state),  # takes longest, so it begins
       "new_state": lambda: self._lower(empty, 0),
-      "segment": lambda: self._lower(self._segment, 1, params, kinds, state),
       "make_room": lambda: self._lower(step.make_room, 1, state),
       "stop_rows": lambda: self._lower(
         step.stop_rows, 0, state, self._abstract(np.zeros(shapes.batch, bool))
@@ -219,25 +232,28 @@ class Lowering:
 
   @property
   def names(self) -> tuple[Any, ...]:
-    """`new_state`, `segment`, `make_room`, `stop_rows`, and prefill by the size of its piece."""
+    """`segment`, `new_state`, `make_room`, `stop_rows`, and prefill by the size of its piece."""
     return tuple(self._builds)
 
   def lower(self, name: Any) -> Any:
     return self._builds[name]()
 
   def compile(self, name: Any) -> Any:
-    return self.lower(name).compile(compiler_options=self._options)
+    return self.compile_lowered(self.lower(name))
+
+  def compile_lowered(self, lowered: Any) -> Any:
+    return lowered.compile(compiler_options=self._options)
 
   def _segment(self, params: Any, kinds: Any, state: Any) -> tuple[State, step.Outputs]:
     least = self._least_rows
-    model = partial(lane_logits, self._cfg, params, self._shapes.prefixes, least_rows=least)
+    model = partial(lane_logits, self._cfg, params, self._lengths, least_rows=least)
     return step.segment(self._shapes.loop, model, kinds, state)
 
   def _lower_prefill(self, size: int, params: Any, kinds: Any, state: Any) -> Any:
     shapes = self._shapes
     ints = self._abstract(np.int32(0))
     return self._lower(
-      partial(step.prefill, self._cfg, shapes.loop, shapes.prefill_prefixes, least_rows=self._least_rows),
+      partial(step.prefill, self._cfg, shapes.loop, shapes.prefixes, least_rows=self._least_rows),
       3,
       params,
       kinds,
@@ -264,7 +280,7 @@ class Programs:
   """Compiled `prefill` (one per piece size), `segment`, `make_room`, `stop_rows` and `new_state`.
 
   The state is donated to every call. Arguments besides parameters and state are explicit device arrays,
-  made by `put`.
+  made by `put`. The compiler runs beside its caller, who may prepare the weights meanwhile; `wait` ends that.
 
   Args:
     kinds: of every id, see grammar.token_kinds; ids beyond them are never drawn.
@@ -286,12 +302,26 @@ class Programs:
       mesh.local_devices[0],
       "use a smaller batch_size or max_len, or a mesh of more devices",
     )
-    compiled = {name: lowering.compile(name) for name in lowering.names}
+    # Lowered here, since JAX's settings may be this thread's alone; compiling is C++ that lets others run.
+    with_threads = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile")
+    self._compiling = {
+      name: with_threads.submit(lowering.compile_lowered, lowering.lower(name)) for name in lowering.names
+    }
+    with_threads.shutdown(wait=False)
+
+  def wait(self) -> None:
+    """Until everything is compiled.
+
+    Raises:
+      Exception: what the compiler raised.
+    """
+    compiled = {name: future.result() for name, future in self._compiling.items()}
+    self._compiling = {}
     self.new_state = compiled["new_state"]
     self._compiled_segment = compiled["segment"]
     self.make_room = compiled["make_room"]
     self.stop_rows = compiled["stop_rows"]
-    self._prefill = {size: compiled[size] for size in shapes.pieces}
+    self._prefill = {size: compiled[size] for size in self.shapes.pieces}
 
   def segment(self, params: Any, state: Any) -> tuple[State, step.Outputs]:
     """The next steps of every row; see step.segment."""

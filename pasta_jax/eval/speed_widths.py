@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from pasta_jax.decode import step
 from pasta_jax.decode.forward import lane_logits
 from pasta_jax.decode.interpreter import plan
-from pasta_jax.decode.programs import Shapes, compiler_options
+from pasta_jax.decode.programs import attended_lengths, compiler_options
 from pasta_jax.decode.state import MAX_STOP_IDS, NO_ID, State, empty_state
 from pasta_jax.lang.grammar import Phase
 from pasta_jax.model.packed import activation_dtype
@@ -80,15 +80,10 @@ def running_state(
   return jax.tree.map(lambda x: jnp.array(x, copy=True), state)  # donated: no two fields may share a buffer
 
 
-def lengths_to(slots: int) -> tuple[int, ...]:
-  """The attended lengths that an engine with so many slots compiles."""
-  return Shapes(1, slots, step.Loop(1), 1, jnp.float32, (1,)).prefixes
-
-
 def step_program(engine: Any, width: int, slots: int, requests: int = 1) -> tuple[Callable, State]:
   """The compiled segment of one width, and what it starts from but for the attended length."""
   loop = step.Loop(SEGMENT, (width,), engine.tokenizer.controls)
-  lengths = lengths_to(slots)
+  lengths = attended_lengths(slots)
 
   def run(params: Any, kinds: Any, state: State) -> tuple[State, step.Outputs]:
     return step.segment(loop, partial(lane_logits, engine.config, params, lengths), kinds, state)
@@ -106,7 +101,7 @@ def _compiled(run: Callable, engine: Any, state: State) -> Callable:
 
 def model_program(engine: Any, width: int, slots: int) -> Callable:
   """The same loop with the model alone: no interpreter, no sampling, nothing kept for the host."""
-  lengths = lengths_to(slots)
+  lengths = attended_lengths(slots)
 
   def run(params: Any, kinds: Any, state: State) -> tuple[State, jax.Array]:
     _, planned = plan(state.rows, engine.tokenizer.controls, width)

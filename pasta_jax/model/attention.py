@@ -1,6 +1,7 @@
 """Attention of queries over keys and values that lie in slots, under a mask that says who sees whom."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -65,10 +66,11 @@ def attend_prefix(
   if len(lengths) == 1:
     return attend(cfg, q, k, v, mask)
 
-  def branch(n: int):
-    def run(q, k, v, mask):
-      return attend(cfg, q, k[:, :, :n], v[:, :, :n], mask[:, :, :n])
+  return jax.lax.switch(which, [partial(_attend_first, cfg, n) for n in lengths], q, k, v, mask)
 
-    return run
 
-  return jax.lax.switch(which, [branch(n) for n in lengths], q, k, v, mask)
+@partial(jax.jit, static_argnums=(0, 1))  # so that layers of one shape are traced once
+def _attend_first(
+  cfg: ModelConfig, n: int, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+) -> jax.Array:
+  return attend(cfg, q, k[:, :, :n], v[:, :, :n], mask[:, :, :n])
