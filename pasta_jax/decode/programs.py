@@ -303,11 +303,11 @@ class Programs:
       "use a smaller batch_size or max_len, or a mesh of more devices",
     )
     # Lowered here, since JAX's settings may be this thread's alone; compiling is C++ that lets others run.
-    with_threads = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile")
+    compilers = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="compile")
     self._compiling = {
-      name: with_threads.submit(lowering.compile_lowered, lowering.lower(name)) for name in lowering.names
+      name: compilers.submit(lowering.compile_lowered, lowering.lower(name)) for name in lowering.names
     }
-    with_threads.shutdown(wait=False)
+    compilers.shutdown(wait=False)
 
   def wait(self) -> None:
     """Until everything is compiled.
