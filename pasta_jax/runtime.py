@@ -64,7 +64,7 @@ def on_huge_pages(
   A training step on CPU goes through gigabytes of fresh memory: on small pages it takes 1.1x to 1.2x the time
   (docs/performance.md). glibc reads the setting when a process starts, hence the second start, of the same
   process with the same arguments; to be called first, under `if __name__ == "__main__"`. GLIBC_TUNABLES with
-  a glibc.malloc.hugetlb of the user's own stays as it is.
+  a glibc.malloc.hugetlb of the user's own stays as it is. Where it cannot start anew it goes on as it is.
 
   Args:
     enabled: the kernel's setting: only under "madvise" must a program ask.
@@ -80,7 +80,8 @@ def on_huge_pages(
   if _numbers(version) < _numbers(libc):
     return
   os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{key}=1")))
-  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  with contextlib.suppress(OSError):  # it is only slower without
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _numbers(version: str) -> tuple[int, ...]:

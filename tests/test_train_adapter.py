@@ -1,12 +1,15 @@
 """A run that goes on from the adapter of another."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from pasta_jax.model.adapter import load_adapter
+from pasta_jax.model.adapter import load_adapter, save_adapter
 from pasta_jax.model.errors import WeightsError
 from pasta_jax.train import setup
+from pasta_jax.train.checkpoints import FolderError
 from pasta_jax.train.config import Config
 from pasta_jax.train.forward import unstack
 from pasta_jax.train.setup import set_up
@@ -58,6 +61,17 @@ def test_another_kind_of_adapter_is_refused(data, first, changes, said):
     set_up(small(data, adapter=str(first), **changes))
   assert said in str(e.value)
   assert "\n" not in str(e.value)
+
+
+def test_a_folder_of_a_run_from_another_adapter_is_refused(data, first, tmp_path):
+  beside = tmp_path / "begin.npz"
+  beside.write_bytes(first.read_bytes())
+  config = small(data, adapter=str(beside), steps=1)
+  run(config, tmp_path / "run")
+  run(config, tmp_path / "run")  # the same again: nothing to do
+  save_adapter(beside, dataclasses.replace(load_adapter(first), metadata={}))
+  with pytest.raises(FolderError, match="from another adapter"):
+    run(config, tmp_path / "run")
 
 
 def test_a_file_that_is_none_and_training_of_all_parameters_are_refused(data, tmp_path):

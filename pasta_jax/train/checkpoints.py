@@ -165,7 +165,7 @@ def claim(folder: str | os.PathLike[str], config: Config, files: list[str]) -> I
   """Makes `folder` the run's, or finds that it is; within, no other run can have it.
 
   Args:
-    files: of the data.
+    files: of the data, and of the adapter that the run goes on from.
 
   A claim that never came to a checkpoint or a line of metrics is replaced by the next.
 
@@ -304,7 +304,9 @@ def _check_same(folder: Path, path: Path, run: dict[str, Any]) -> bool:
         f"this one's {value!r}; choose another folder"
       )
   if list(data.values()) != list(run["data"].values()):
-    raise _OtherRunError(f"--workdir {folder} belongs to a run on other data; choose another folder")
+    raise _OtherRunError(
+      f"--workdir {folder} belongs to a run on other data, or from another adapter; choose another folder"
+    )
   return longer
 
 

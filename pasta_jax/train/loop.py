@@ -56,7 +56,8 @@ def train(config: Config, workdir: str) -> Outcome:
     KeyboardInterrupt: after a checkpoint, at SIGTERM or Ctrl-C.
   """
   folder = Path(workdir)
-  with claim(folder, config, [find_file(name) for name in config.data]):
+  adapter = [config.adapter] if config.adapter else []
+  with claim(folder, config, [find_file(name) for name in config.data] + adapter):
     return _train(config, folder)
 
 
