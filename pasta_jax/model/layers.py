@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from pasta_jax.model.adapted import Adapted
 from pasta_jax.model.config import ModelConfig, RopeScaling
 from pasta_jax.model.packed import Packed
-from pasta_jax.model.rounded import rounded_product
+from pasta_jax.model.products import product, rounded_product
 
 # Elements of a matrix up to which XLA on CPU multiplies one row with it on one core; two halves, a batch, it
 # gives to two (docs/performance.md).
@@ -50,10 +50,8 @@ def _product(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
 
   def joined(x: jax.Array, w: jax.Array) -> jax.Array:
     n = math.prod(in_shape)
-    if x.dtype != w.dtype:
-      return rounded_product(x.reshape(-1, n), w.reshape(-1, n))
-    dims = (((1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x.reshape(-1, n), w.reshape(-1, n), dims, preferred_element_type=x.dtype)
+    multiply = product if x.dtype == w.dtype else rounded_product
+    return multiply(x.reshape(-1, n), w.reshape(-1, n))
 
   def apart(x: jax.Array, w: jax.Array) -> jax.Array:
     axes = tuple(range(1, inputs + 1))

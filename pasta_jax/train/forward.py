@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pasta_jax.model.adapted import Adapted
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.layers import rms_norm, rope_angles, rope_frequencies
 from pasta_jax.model.params import ParamSpec
@@ -95,6 +96,15 @@ def unstack(params: Mapping[str, Any]) -> dict[str, Any]:
   return out
 
 
+def _joined(p: dict[str, Any]) -> dict[str, Any]:
+  """A layer's parameters with q, k and v as one, (H+2K)xExD, where they are plain arrays."""
+  parts = [p[name] for name in ("q", "k", "v")]
+  if any(isinstance(part, Adapted) for part in parts):
+    return p
+  rest = {name: value for name, value in p.items() if name not in ("q", "k", "v")}
+  return rest | {"qkv": jnp.concatenate(parts)}
+
+
 def hidden_states(
   cfg: ModelConfig,
   params: Mapping[str, Any],
@@ -103,6 +113,7 @@ def hidden_states(
   attention: Attention,
   wrap: Callable[[Callable], Callable],
   dtype: Any = None,
+  join: bool = False,
 ) -> jax.Array:
   """What `transformer.hidden_states` computes, from stacked parameters: BxTxD.
 
@@ -110,6 +121,8 @@ def hidden_states(
     ids, positions: BxT int32.
     wrap: applied to a layer as a function of (x, its parameters and flags): rematerialisation, shardings.
     dtype: of activations; None: that of the embedding.
+    join: multiply with a layer's plain q, k and v at once. A CPU is slow with narrow matrices, so that the
+      copy which joins them pays (docs/performance.md).
   """
   with jax.named_scope("embed"):
     x = embed(cfg, dict(params), ids)
@@ -122,6 +135,7 @@ def hidden_states(
 
   def layer(x: jax.Array, xs: Any) -> jax.Array:
     p, kind, is_local = xs
+    p = _joined(p) if join else p
     rope = ropes[0] if len(kinds) == 1 else jax.tree.map(lambda *r: jnp.stack(r)[kind], *ropes)
     own = is_local if local.any() else False
     return run_layer(cfg, p, x, rope, lambda q, k, v: attention(own, q, k, v))

@@ -212,8 +212,10 @@ class Program:
 
       return _remat(self.config.remat, run)
 
-    dtype = self.activation_dtype
-    return hidden_states(self.model, weights, part["ids"], part["position"], attention, wrap, dtype)
+    on_one_cpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
+    return hidden_states(
+      self.model, weights, part["ids"], part["position"], attention, wrap, self.activation_dtype, on_one_cpu
+    )
 
   def _sums(
     self, frozen: Any, params: Any, part: Mapping[str, jax.Array]
