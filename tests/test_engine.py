@@ -80,6 +80,25 @@ def test_rows_are_compacted_when_the_cache_is_full(model, monkeypatch):
     assert list(logits.argmax(-1)) == list(result.ids)
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_on_cpu_rows_are_compacted_once_steps_would_attend_over_less(model, monkeypatch, on_cpu):
+  engine = Engine(model, batch_size=3, max_len=512, segment=8)
+  assert engine.programs.lengths[:2] == (128, 192)
+  cursors = []
+  make_room = engine.programs.make_room
+  monkeypatch.setattr(
+    engine.programs, "make_room", lambda state: cursors.append(int(state.cursor)) or make_room(state)
+  )
+  monkeypatch.setattr(engine.programs, "on_cpu", on_cpu)
+  results = engine.generate([Request([i, i + 1, i + 2], max_new_tokens=20 + 17 * i % 41) for i in range(20)])
+  assert all(128 < cursor <= 128 + 3 * 8 for cursor in cursors)
+  assert bool(cursors) == on_cpu
+  for result in results:
+    prompt = list(result.request.prompt)
+    logits = teacher_logits(model, prompt + list(result.ids))[len(prompt) - 1 : -1]
+    assert list(logits.argmax(-1)) == list(result.ids)
+
+
 def test_an_answer_ends_at_a_stop_id_and_the_text_lacks_it(model, engine):
   free = engine.generate([Request([1, 2, 3], max_new_tokens=30)])[0]
   stop = free.ids[10]

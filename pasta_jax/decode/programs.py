@@ -195,6 +195,7 @@ class Lowering:
   Attributes:
     state: shapes and shardings of the state that they pass on, the cache in it.
     cache_dtype: of keys and values.
+    lengths: that a step attends over, see attended_lengths.
   """
 
   def __init__(self, cfg: ModelConfig, shapes: Shapes, mesh: Mesh):
@@ -204,7 +205,7 @@ class Lowering:
     platform = mesh.devices.flat[0].platform
     self._least_rows = least_rows(platform)
     halfway = platform == "cpu" and shapes.loop.width == 1
-    self._lengths = attended_lengths(shapes.num_slots, halfway)
+    self.lengths = attended_lengths(shapes.num_slots, halfway)
     self._options = compiler_options(mesh.devices.flat[0], shapes.rows, shapes.dtype)
     self.cache_dtype = activation_dtype(shapes.dtype, mesh)
     empty = partial(
@@ -246,7 +247,7 @@ class Lowering:
 
   def _segment(self, params: Any, kinds: Any, state: Any) -> tuple[State, step.Outputs]:
     least = self._least_rows
-    model = partial(lane_logits, self._cfg, params, self._lengths, least_rows=least)
+    model = partial(lane_logits, self._cfg, params, self.lengths, least_rows=least)
     return step.segment(self._shapes.loop, model, kinds, state)
 
   def _lower_prefill(self, size: int, params: Any, kinds: Any, state: Any) -> Any:
@@ -296,6 +297,8 @@ class Programs:
     padded[: len(kinds)] = kinds[: cfg.vocab_size]
     self.kinds = self.put(padded)
     lowering = Lowering(cfg, shapes, mesh)
+    self.lengths = lowering.lengths
+    self.on_cpu = mesh.devices.flat[0].platform == "cpu"
     check_free(
       f"a cache of {shapes.batch} x {shapes.num_slots} slots in {lowering.cache_dtype.name} needs",
       device_bytes(lowering.state),

@@ -230,15 +230,30 @@ class Serving:
     yield Event(running.index, gained, running.result(reason, self.engine), tuple(events))
 
   def _make_room(self) -> Iterator[Event]:
-    """Compacts the cache where the next segment might not fit, and that frees at least a segment."""
+    """Compacts the cache where the next segment might not fit, and that frees at least a segment; or where
+    it pays."""
     slots, width = self.programs.shapes.num_slots, self.programs.shapes.loop.width
-    if self.cursor + self._reserve <= slots and self.cursor + width <= slots:
+    fits = self.cursor + self._reserve <= slots and self.cursor + width <= slots
+    if fits and not self._attends_too_far():
       return
     if self.flight is not None:
       landed, self.flight = self.flight, None
       yield from self._finish(landed)
     longest = max((r.length for r in self.rows if r is not None), default=0)
     full = self.cursor + width > slots
-    if full or (self.cursor + self._reserve > slots and self.cursor - longest >= self._reserve):
+    frees = self.cursor + self._reserve > slots and self.cursor - longest >= self._reserve
+    if full or frees or self._attends_too_far():
       self.state, cursor = self.programs.make_room(self.state)
       self.cursor = int(jax.device_get(cursor))
+
+  def _attends_too_far(self) -> bool:
+    """Whether a segment would attend over a shorter part of the cache, were that compact.
+
+    All rows write at one cursor, so that requests which are long done, or narrower than others, leave gaps. A
+    CPU takes longer to read these for a segment than to close them (docs/performance.md).
+    """
+    if not self.programs.on_cpu:
+      return False
+    longest = max((r.length for r in self.rows if r is not None), default=0)
+    now, then = (sum(n < at for n in self.programs.lengths) for at in (self.cursor, longest + self._reserve))
+    return then < now
