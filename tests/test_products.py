@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pasta_jax.model.layers import linear
-from pasta_jax.model.products import product, rounded_product
+from pasta_jax.model.products import product
 from pasta_jax.train import step
 from pasta_jax.train.setup import set_up
 from tests.toy import toy_model
@@ -44,22 +44,20 @@ def test_on_cpu_the_gradient_of_a_wide_matrix_is_computed_turned(outputs, gradie
   assert lines[-1].rpartition("tensor<")[2].split("x")[:2] == gradient
 
 
-@pytest.mark.parametrize(("multiply", "dtype"), [(product, jnp.float32), (rounded_product, jnp.bfloat16)])
-def test_only_what_is_asked_for_is_computed(multiply, dtype):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_only_what_is_asked_for_is_computed(dtype):
   x, w, dy = arrays((24,), 8, dtype)
   x, dy = x[0], dy[0]
 
   def loss(x, w):
-    return (multiply(x, w) * dy).sum()
+    return (product(x, w) * dy).sum()
 
   def products(*of):
     return str(jax.make_jaxpr(jax.grad(loss, of))(x, w)).count("dot_general")
 
-  both = products(0, 1)
-  assert products(0) == 2  # forward and dx
-  assert both > products(1) >= 2
-  zero = jax.grad(lambda x: jax.lax.stop_gradient(multiply(x, w)).sum())(x)
-  assert not zero.any()
+  assert products(0) == 2  # y and dx
+  assert products(1) == 3  # y, and dw as it is on CPU and elsewhere
+  assert products(0, 1) == 4
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from pasta_jax.model.adapted import Adapted
 from pasta_jax.model.config import ModelConfig, RopeScaling
 from pasta_jax.model.packed import Packed
-from pasta_jax.model.products import product, rounded_product
+from pasta_jax.model.products import product
 
 # Elements of a matrix up to which XLA on CPU multiplies one row with it on one core; two halves, a batch, it
 # gives to two (docs/performance.md).
@@ -50,8 +50,7 @@ def _product(x: jax.Array, w: Any, inputs: int = 1) -> jax.Array:
 
   def joined(x: jax.Array, w: jax.Array) -> jax.Array:
     n = math.prod(in_shape)
-    multiply = product if x.dtype == w.dtype else rounded_product
-    return multiply(x.reshape(-1, n), w.reshape(-1, n))
+    return product(x.reshape(-1, n), w.reshape(-1, n))
 
   def apart(x: jax.Array, w: jax.Array) -> jax.Array:
     axes = tuple(range(1, inputs + 1))
