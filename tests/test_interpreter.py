@@ -160,6 +160,7 @@ def admitted(batch: list[Program], lanes: int) -> State:
     policy=Policy(
       marks=ones > 0,
       ends=each(lambda p: bool(p.ends), bool),
+      promise_bias=jnp.zeros((len(batch),)),
       fork=each(lambda p: FORKS.index(p.fork)),
       scheme=each(lambda p: POSITIONS.index(p.positions)),
       fixed=ones * 64,

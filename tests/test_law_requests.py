@@ -107,6 +107,46 @@ def test_a_request_without_marks_is_what_the_sequential_engine_answers(model, en
     assert b.parallel is None
 
 
+def test_a_bias_moves_the_first_promise_alone(model, engine, monkeypatch):
+  def answers(**changes):
+    return engine.generate(
+      [
+        Request(
+          [n, n + 1],
+          max_new_tokens=140,
+          logprobs=True,
+          sampling=Sampling(temperature=n % 3, seed=n),
+          limits=Limits(chunk_tokens=4, topic_pieces=2),
+          **changes,
+        )
+        for n in range(8)
+      ]
+    )
+
+  free, never, always = answers(), answers(promise_bias=-200), answers(promise_bias=200)
+  assert len({len(r.parallel.threads.chunks) for r in free}) > 1
+  # With marks the last id of a budget is one that ends the answer.
+  assert [r.ids[:139] for r in never] == [r.ids[:139] for r in answers(marks=False)]
+  for result in always:
+    first, *_ = result.parallel.draws
+    assert first.token == model.tokenizer.controls.promise
+    # Log-probabilities are the model's own.
+    expected = result.logits[0] - np.logaddexp.reduce(result.logits[0])
+    np.testing.assert_allclose(first.logprob, expected[first.token], atol=1e-4)
+  keeps_the_law(model, always)
+  # Later promises come as the model wants them.
+  assert min(len(r.parallel.threads.chunks) for r in always) < 3
+  monkeypatch.setattr(engine, "promise_bias", -200.0)
+  assert [r.ids for r in answers()] == [r.ids for r in never]
+  assert [r.ids for r in answers(promise_bias=0)] == [r.ids for r in free]
+
+
+@pytest.mark.parametrize("bias", [float("nan"), 1001, "1", True])
+def test_a_bias_that_is_none_is_refused(bias):
+  with pytest.raises(RequestError, match="promise_bias must be a number"):
+    Request("x", promise_bias=bias)
+
+
 def test_every_free_answer_is_a_valid_document_within_its_budget(model, engine):
   limits = Limits(round_chunks=3, chunks=5, least_grant=8, chunk_tokens=20, topic_pieces=3)
   rng = np.random.default_rng(0)

@@ -121,6 +121,18 @@ def test_a_model_with_an_adapter_is_the_merged_one(tmp_path):
   assert with_adapter(plain, dataclasses.replace(twin)).tokenizer.controls is None
 
 
+def test_an_adapter_says_how_readily_its_answers_split(tmp_path):
+  model = toy_model(marks=True)
+  made = Adapter(trained(model), LORA, True, "toy", {"config": {"promise_bias": -1.5}})
+  path = save_adapter(tmp_path / "a.npz", made)
+  assert with_adapter(model, path).promise_bias == -1.5
+  twin = dataclasses.replace(made, arrays=trained(model, marks=False), marks=False)
+  assert with_adapter(toy_model(), twin).promise_bias == 0
+  save_adapter(path, dataclasses.replace(made, metadata={"config": {"promise_bias": "less"}}))
+  with pytest.raises(WeightsError, match=r"a\.npz: not an adapter, or a damaged one"):
+    load_adapter(path)
+
+
 def test_files_that_are_no_adapters_or_do_not_fit_are_one_line(tmp_path):
   model = toy_model(marks=True)
   path = tmp_path / "a.npz"

@@ -18,7 +18,13 @@ LEAST_TEMPERATURE = 1e-6
 
 
 def make_admission(
-  request: Request, limit: int, stop_ids: list[int], marks: bool, shapes: Shapes, tokenizer: Any
+  request: Request,
+  limit: int,
+  stop_ids: list[int],
+  marks: bool,
+  shapes: Shapes,
+  tokenizer: Any,
+  promise_bias: float = 0.0,
 ) -> Admission:
   """What a row keeps of a request.
 
@@ -29,6 +35,7 @@ def make_admission(
     marks: whether the answer may have marks.
     shapes: of the programs.
     tokenizer: of the model.
+    promise_bias: of a request that names none.
   """
   padded = np.full(MAX_STOP_IDS, NO_ID, np.int32)
   padded[: len(stop_ids)] = stop_ids
@@ -48,6 +55,7 @@ def make_admission(
     policy=Policy(
       marks=np.bool_(marks),
       ends=np.bool_(request.model_stops or not set(stop_ids).isdisjoint(tokenizer.stop_ids)),
+      promise_bias=np.float32(promise_bias if request.promise_bias is None else request.promise_bias),
       fork=np.int32(FORKS.index(request.fork)),
       scheme=np.int32(POSITIONS.index(request.positions)),
       fixed=np.int32(request.fixed),

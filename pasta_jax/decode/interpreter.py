@@ -150,6 +150,11 @@ def unnamed(rows: Rows, stop_ids: tuple[int, ...]) -> list[jax.Array]:
   return [may_end & ~jnp.any(rows.stop_ids == i, axis=1) for i in stop_ids]
 
 
+def promise_bias(rows: Rows) -> jax.Array:
+  """What is added to the logit of a promise, which the main thread alone may draw; B float32."""
+  return jnp.where(rows.opened == 0, rows.policy.promise_bias, 0.0)
+
+
 def allowed_kinds(rows: Rows, step: Step, controls: ControlIds) -> jax.Array:
   """The same for every lane; BxW int32. Lanes that draw nothing get every kind, so that none is empty."""
   t = rows.threads

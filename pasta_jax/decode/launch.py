@@ -25,7 +25,7 @@ from pasta_jax.model.weights import is_random, load_model
 # What the rows of an output depend on.
 _SETTINGS = (
   "model", "max_len", "system", "max_new_tokens", "stop", "chat", "logprobs", "lanes", "fork", "positions",
-  "fixed", "script",
+  "fixed", "promise_bias", "script",
 )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def _request(options: Options, prompt: Any, row: int) -> Request:
     fork=options.fork,
     fixed=options.fixed,
     limits=options.limits,
+    promise_bias=options.promise_bias,
   )
   # "oracle" waits for the script.
   return request if options.script else dataclasses.replace(request, positions=options.positions)

@@ -49,6 +49,7 @@ class Options:
   positions: str = "pred10"
   fixed: int = 64
   limits: Limits = dataclasses.field(default_factory=Limits)
+  promise_bias: float | None = None
   script: str = ""
   trace: str = ""
 
@@ -72,7 +73,7 @@ class Options:
     # A setting that no request can have is told before a model is loaded.
     Request(
       "x", self.max_new_tokens, self.sampling, self.stop, fork=self.fork, positions=self.positions,
-      fixed=self.fixed, script=Threads(()) if self.script else None,
+      fixed=self.fixed, promise_bias=self.promise_bias, script=Threads(()) if self.script else None,
     )  # fmt: skip
 
   def _check_mode(self) -> None:
@@ -111,6 +112,7 @@ _PASTA_ONLY = {
   "fork": "fork",
   "positions": "positions",
   "fixed": "fixed",
+  "promise_bias": "promise_bias",
   "limits": "chunks, --round_chunks, --chunk_tokens or --topic_pieces",
 }
 

@@ -360,9 +360,7 @@ def example_admission(shapes: Shapes) -> Admission:
     stop_ids=np.zeros(MAX_STOP_IDS, np.int32),
     sampling=SamplingRows(temperature=real, top_k=zero, top_p=real, min_p=real, seed=zero, logprobs=off),
     policy=Policy(
-      marks=off,
-      ends=off,
-      **{f.name: zero for f in dataclasses.fields(Policy) if f.name not in ("marks", "ends")},
+      **{f.name: zero for f in dataclasses.fields(Policy)} | {"marks": off, "ends": off, "promise_bias": real}
     ),
     script=Script(on=off, ids=np.zeros(shapes.num_slots, np.int32), starts=table, lengths=table),
   )

@@ -13,6 +13,8 @@ from pasta_jax.lang.threads import Threads
 if TYPE_CHECKING:
   from pasta_jax.decode.parallel import Parallel
 
+MOST_BIAS = 1000.0  # of a logit: beyond it there is always, or never, a promise
+
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -87,6 +89,8 @@ class Request:
       (with `script` only), "fixed", "none" or "max".
     fixed: what positions="fixed" reserves.
     limits: caps on rounds, chunks and topics.
+    promise_bias: added to the logit of a promise as long as the answer has no chunk: below 0 fewer answers
+      split, above 0 more. None: what the model's adapter says, else 0.
     script: ids to take instead of those drawn, of each thread; the answer ends where they do. For tests and
       measurements: every step is computed in full.
     tag: carried to the result, for the caller.
@@ -105,6 +109,7 @@ class Request:
   positions: str = "pred10"
   fixed: int = 64
   limits: Limits = dataclasses.field(default_factory=Limits)
+  promise_bias: float | None = None
   script: Threads | None = None
   tag: Any = None
 
@@ -119,6 +124,10 @@ class Request:
       raise RequestError(f"fixed must be an integer in [0, 65536), got {self.fixed!r}")
     if not _is_int(self.max_new_tokens) or self.max_new_tokens < 1:
       raise RequestError(f"max_new_tokens must be an integer >= 1, got {self.max_new_tokens!r}")
+    if self.promise_bias is not None and not (
+      _is_number(self.promise_bias) and abs(self.promise_bias) <= MOST_BIAS
+    ):
+      raise RequestError(f"promise_bias must be a number within {MOST_BIAS}, got {self.promise_bias!r}")
     if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
       raise RequestError(f"stop must be a sequence of non-empty strings, got {self.stop!r}")
 

@@ -89,6 +89,7 @@ def sample(
   index: jax.Array,
   live: jax.Array,
   allowed_NxV: jax.Array | None = None,
+  added_NxV: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """The next id of each row, and its log-probability under the model itself (temperature 1, nothing cut).
 
@@ -98,11 +99,14 @@ def sample(
     thread, index: N int32; which thread a row is, and how many ids it has drawn.
     live: N bool; rows that are not live get some id, and do not make others pay for their settings.
     allowed_NxV: bool, ids that may be drawn; None: all.
+    added_NxV: float32, on top of the logits; None: nothing.
 
   Returns:
     ids N int32, log-probabilities N float32 (0 everywhere where no live row wants them).
   """
   raw_NxV = logits_NxV
+  if added_NxV is not None:
+    logits_NxV = logits_NxV + added_NxV
   if allowed_NxV is not None:
     logits_NxV = jnp.where(allowed_NxV, logits_NxV, -jnp.inf)
   greedy = jnp.argmax(logits_NxV, axis=-1)

@@ -150,7 +150,9 @@ class Serving:
       started=started,
       length=len(prompt),
     )
-    admission = make_admission(request, limit, stop_ids, marks, self.programs.shapes, engine.tokenizer)
+    admission = make_admission(
+      request, limit, stop_ids, marks, self.programs.shapes, engine.tokenizer, engine.promise_bias
+    )
     self.state, *first = self.programs.prefill(engine.params, self.state, row, prompt, admission)
     self.cursor = max(self.cursor, len(prompt))
     self.rows[row] = running

@@ -45,11 +45,12 @@ class Threads:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """How a request runs; B each, int32 but for the first two, which are bool.
+  """How a request runs; B each, int32 but for the first two, which are bool, and promise_bias, float32.
 
   Attributes:
     marks: whether the answer may have marks.
     ends: whether it may end before its budget does.
+    promise_bias: added to the logit of a promise as long as the answer has no chunk.
     fork, scheme: index into interpreter.FORKS and interpreter.POSITIONS.
     fixed: positions that the scheme "fixed" reserves.
     round_chunks, chunks, chunk_tokens, overrun, least_grant, topic_pieces: see grammar.Limits.
@@ -57,6 +58,7 @@ class Policy:
 
   marks: Any
   ends: Any
+  promise_bias: Any
   fork: Any
   scheme: Any
   fixed: Any
@@ -185,9 +187,8 @@ def empty_rows(batch: int, threads: int, script: int) -> Rows:
       **{f.name: ints(threads) for f in dataclasses.fields(Threads) if f.name != "running"},
     ),
     policy=Policy(
-      marks=false(),
-      ends=false(),
-      **{f.name: ints() for f in dataclasses.fields(Policy) if f.name not in ("marks", "ends")},
+      **{f.name: ints() for f in dataclasses.fields(Policy)}
+      | {"marks": false(), "ends": false(), "promise_bias": floats(0)}
     ),
     script=Script(on=false(), ids=ints(script), starts=ints(threads), lengths=ints(threads)),
   )

@@ -119,10 +119,14 @@ def _draw(
     return x.reshape(b, w) if among is None else among.lanes(x[None], b)
 
   allowed = (kinds[None, :] & flat(may)[:, None]) != 0
-  if loop.controls is not None and len(loop.stop_ids) > 1:
+  added = None
+  if loop.controls is not None:
     ids = jnp.arange(v, dtype=jnp.int32)
-    for stop, unnamed in zip(loop.stop_ids, interpreter.unnamed(rows, loop.stop_ids), strict=True):
-      allowed &= ~(flat(unnamed)[:, None] & (ids == stop)[None, :])
+    bias = flat(interpreter.promise_bias(rows))
+    added = jnp.where((ids == loop.controls.promise)[None, :], bias[:, None], 0.0)
+    if len(loop.stop_ids) > 1:
+      for stop, unnamed in zip(loop.stop_ids, interpreter.unnamed(rows, loop.stop_ids), strict=True):
+        allowed &= ~(flat(unnamed)[:, None] & (ids == stop)[None, :])
   with jax.named_scope("sample"):
     drawn, logprobs = sample(
       logits.reshape(-1, v),
@@ -131,6 +135,7 @@ def _draw(
       flat(index),
       flat(step.lanes.live),
       allowed,
+      added,
     )
   return interpreter.scripted(rows, step, lanes(drawn)), lanes(logprobs)
 

@@ -42,6 +42,11 @@ class Adapter:
   model: str
   metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+  @property
+  def promise_bias(self) -> float:
+    """What its run said decoding should have, see train/config.py."""
+    return float(self.metadata.get("config", {}).get("promise_bias", 0.0)) if self.marks else 0.0
+
 
 def save_adapter(path: str | os.PathLike[str], adapter: Adapter, *, quantize: bool = True) -> Path:
   """Writes an adapter, whole or not at all; an older file in its place is replaced.
@@ -105,7 +110,9 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
       for name, x in stored.items()
       if not name.endswith(".scale")
     }
-    return Adapter(arrays, lora, bool(meta["marks"]), str(meta["model"]), dict(meta["metadata"]))
+    adapter = Adapter(arrays, lora, bool(meta["marks"]), str(meta["model"]), dict(meta["metadata"]))
+    _ = adapter.promise_bias  # a file in which it is no number is told here
+    return adapter
 
   return _read(Path(path), take)
 
@@ -192,7 +199,9 @@ def with_adapter(model: Any, adapter: Adapter | str | os.PathLike[str]) -> Any:
     model = with_marks(model)
     start = first_mark(model.tokenizer.controls)
   params = merge(model.params, adapter.arrays, adapter.lora, start)
-  return dataclasses.replace(model, params=params)
+  model = dataclasses.replace(model, params=params)
+  bias = adapter.promise_bias
+  return dataclasses.replace(model, promise_bias=bias) if bias else model
 
 
 def quantized(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:

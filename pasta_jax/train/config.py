@@ -35,6 +35,7 @@ class Config:
       when not to split.
     holdout: fraction of prompts that are evaluated and never trained on.
     skip_bad_rows: leave bad rows out, instead of refusing the file.
+    tighten: chunks begin with their own list markers and headings, see lang/tighten.py.
     twin: the same rows without marks, in the same batches.
     lora: low-rank updates; false trains all parameters.
     lora_rank, lora_alpha, lora_targets: see model/lora.py.
@@ -55,6 +56,8 @@ class Config:
     steps: steps instead of epochs; 0: as many as the epochs take.
     seed: of the order of the data and of new parameters.
     class_weights: factor on the loss of each class of target.
+    promise_bias: what answers of the adapter are decoded with, see decode/requests.py; training makes no use
+      of it.
     fork, positions, fixed: see docs/design.md, section 4.
     attention: path of training attention, see train/attention.py.
     remat: what the backward pass computes again: "none", "dots" (all but linear maps), "full".
@@ -77,6 +80,7 @@ class Config:
   unsplit_weight: float = 1.0
   holdout: float = 0.1
   skip_bad_rows: bool = False
+  tighten: bool = False
   twin: bool = False
   lora: bool = True
   lora_rank: int = 16
@@ -100,6 +104,7 @@ class Config:
   steps: int = 0
   seed: int = 0
   class_weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(CLASSES, 1.0))
+  promise_bias: float = 0.0
   fork: str = "eager"
   positions: str = "pred10"
   fixed: int = 64
@@ -148,6 +153,7 @@ class Config:
     require(self.unsplit_weight >= 0, "unsplit_weight", "at least 0")
     require(0 <= self.holdout < 1, "holdout", "in [0, 1)")
     require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate", "above 0")
+    require(abs(self.promise_bias) <= 1000, "promise_bias", "within 1000")
     require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
     require(0 <= self.final_rate <= 1, "final_rate", "in [0, 1]")
     require(min(self.class_weights.values(), default=1) >= 0, "class_weights", ">= 0")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pasta_jax.lang.marks import ControlIds
+from pasta_jax.lang.tighten import tighten
 from pasta_jax.model.adapter import Adapter, check_adapter, load_adapter
 from pasta_jax.model.dtypes import resolve_dtype
 from pasta_jax.model.lora import first_mark, init_adapter
@@ -97,6 +98,8 @@ def read_data(config: Config, tokenizer: Any, files: list[tuple[list[Row], Repor
   )
   train, held_out, reports = [], [], []
   for (rows, report), weight in zip(files, config.data_weights, strict=True):
+    if config.tighten:
+      rows = [dataclasses.replace(row, document=tighten(row.document)) for row in rows]
     examples, too_long, bad = lay_out_all(rows, tokenizer, layout, config.length)
     report = dataclasses.replace(
       report,
