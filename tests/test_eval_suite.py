@@ -13,10 +13,12 @@ from pasta_jax.eval.report import table
 from pasta_jax.eval.report_figures import to_json
 from pasta_jax.eval.suite_models import Models
 from pasta_jax.eval.suite_options import Options
+from pasta_jax.eval.suite_sets import Item
+from pasta_jax.eval.suite_store import Store
 from pasta_jax.lang.parse import parse
 from pasta_jax.model.adapter import save_adapter
 from pasta_jax.train.rows import is_held_out
-from tests.eval_toy import run, toy_adapter, toy_options
+from tests.eval_toy import base_model, run, toy_adapter, toy_options
 
 FILES = {"run.json", "answers.html", "times.held_out.jsonl", "times.more.jsonl"}
 FILES |= {f"{what}.{who}.{s}.jsonl" for what in ("answers", "likelihood") for who in ("pasta", "twin", "base")
@@ -176,6 +178,17 @@ def test_settings_that_differ_from_the_training_are_noted(tmp_path):
   notes = Models(dataclasses.replace(options, model="other")).notes
   assert any("--positions=max" in note for note in notes)
   assert sum("was trained on toy, --model is other" in note for note in notes) == 2
+
+
+def test_references_are_laid_out_as_the_adapter_learned_them(tmp_path):
+  options = toy_options(tmp_path)
+  document = parse('- <promise topic="b" tokens="10"/><async>Bees.</async>')
+  bees, marker = ([*text.encode()] for text in ("Bees.", "- "))
+  for tight, body in ((False, bees), (True, marker + bees)):
+    save_adapter(options.adapter, toy_adapter(True, tighten=tight))
+    suite = suite_stage1._Suite(options, [], Models(options), Store.__new__(Store), print)
+    sequence = suite._reference(Item("1", "x", document), base_model(), "pasta")
+    assert [*sequence.ids[sequence.thread == 1][1:-1]] == body
 
 
 def test_the_batch_may_change_when_a_run_goes_on(tmp_path):

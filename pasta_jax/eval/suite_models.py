@@ -23,6 +23,7 @@ class Models:
 
   Attributes:
     notes: what the user should know of the adapters, line by line.
+    tighten: PASTA learned documents whose chunks begin with their list markers, see lang/tighten.py.
 
   Raises:
     ValueError: an adapter is damaged, of the wrong kind, or was trained on what would be asked.
@@ -36,6 +37,7 @@ class Models:
     self._held: LoadedModel | None = None
     self._engines: dict[tuple[int, int], Engine] = {}
     self.notes: list[str] = []
+    self.tighten = False
     for who, path in self._paths.items():
       adapter = self._adapters.get(who)
       if adapter is not None:
@@ -53,6 +55,8 @@ class Models:
       raise ValueError(f"{path}: {what}; --adapter is PASTA's file, --twin the twin's")
     if not isinstance(trained, dict):
       return
+    if who == "pasta":
+      self.tighten = bool(trained.get("tighten", False))
     if o.holdout > trained.get("holdout", 1.0):
       raise ValueError(
         f"{path}: {trained['holdout']:g} of the prompts were held out from its training, so that"

@@ -25,6 +25,7 @@ from pasta_jax.eval.suite_models import WHO, Models
 from pasta_jax.eval.suite_options import Options
 from pasta_jax.eval.suite_sets import Item, PromptSet, held_out_set, prompt_set
 from pasta_jax.eval.suite_store import Compute, Row, Store, write_whole
+from pasta_jax.lang.tighten import tighten
 from pasta_jax.model.dtypes import resolve_dtype
 from pasta_jax.train.packing import Layout, lay_out
 from pasta_jax.train.rows import Row as Reference
@@ -124,7 +125,8 @@ class _Suite:
     o, tokenizer = self._options, model.tokenizer
     if tokenizer.controls is None:
       tokenizer = tokenizer.with_controls(model.config.vocab_size)
-    row = Reference(item.id, item.prompt, item.document)
+    document = tighten(item.document) if self._models.tighten else item.document
+    row = Reference(item.id, item.prompt, document)
     return lay_out(row, tokenizer, Layout(who == "twin", o.fork, o.positions, o.fixed)).sequence
 
   def read_answers(self) -> None:
