@@ -160,7 +160,7 @@ def admitted(batch: list[Program], lanes: int) -> State:
     policy=Policy(
       marks=ones > 0,
       ends=each(lambda p: bool(p.ends), bool),
-      promise_bias=jnp.zeros((len(batch),)),
+      promise_bias=jnp.zeros((len(batch), 2)),
       fork=each(lambda p: FORKS.index(p.fork)),
       scheme=each(lambda p: POSITIONS.index(p.positions)),
       fixed=ones * 64,

@@ -108,19 +108,13 @@ def test_a_request_without_marks_is_what_the_sequential_engine_answers(model, en
 
 
 def test_a_bias_moves_the_first_promise_alone(model, engine, monkeypatch):
+  promise = model.tokenizer.controls.promise
+
   def answers(**changes):
+    limits = Limits(chunk_tokens=4, topic_pieces=2)
+    sampling = [Sampling(temperature=n % 3, seed=n) for n in range(8)]
     return engine.generate(
-      [
-        Request(
-          [n, n + 1],
-          max_new_tokens=140,
-          logprobs=True,
-          sampling=Sampling(temperature=n % 3, seed=n),
-          limits=Limits(chunk_tokens=4, topic_pieces=2),
-          **changes,
-        )
-        for n in range(8)
-      ]
+      [Request([n, n + 1], 140, s, logprobs=True, limits=limits, **changes) for n, s in enumerate(sampling)]
     )
 
   free, never, always = answers(), answers(promise_bias=-200), answers(promise_bias=200)
@@ -129,21 +123,24 @@ def test_a_bias_moves_the_first_promise_alone(model, engine, monkeypatch):
   assert [r.ids[:139] for r in never] == [r.ids[:139] for r in answers(marks=False)]
   for result in always:
     first, *_ = result.parallel.draws
-    assert first.token == model.tokenizer.controls.promise
+    assert first.token == promise
     # Log-probabilities are the model's own.
     expected = result.logits[0] - np.logaddexp.reduce(result.logits[0])
     np.testing.assert_allclose(first.logprob, expected[first.token], atol=1e-4)
   keeps_the_law(model, always)
   # Later promises come as the model wants them.
   assert min(len(r.parallel.threads.chunks) for r in always) < 3
-  monkeypatch.setattr(engine, "promise_bias", -200.0)
+  # The first id and those after it have numbers of their own.
+  assert [r.ids for r in answers(promise_bias=(200, -200))] == [r.ids for r in always]
+  assert all(r.parallel.threads.main[:2].index(promise) == 1 for r in answers(promise_bias=(-200, 200)))
+  monkeypatch.setattr(engine, "promise_bias", (-200.0, -200.0))
   assert [r.ids for r in answers()] == [r.ids for r in never]
   assert [r.ids for r in answers(promise_bias=0)] == [r.ids for r in free]
 
 
-@pytest.mark.parametrize("bias", [float("nan"), 1001, "1", True])
+@pytest.mark.parametrize("bias", [float("nan"), 1001, "1", True, (1.0,), (0, "1"), (0, 1, 2)])
 def test_a_bias_that_is_none_is_refused(bias):
-  with pytest.raises(RequestError, match="promise_bias must be a number"):
+  with pytest.raises(RequestError, match="promise_bias must be one or two numbers"):
     Request("x", promise_bias=bias)
 
 

@@ -123,11 +123,11 @@ def test_a_model_with_an_adapter_is_the_merged_one(tmp_path):
 
 def test_an_adapter_says_how_readily_its_answers_split(tmp_path):
   model = toy_model(marks=True)
-  made = Adapter(trained(model), LORA, True, "toy", {"config": {"promise_bias": -1.5}})
+  made = Adapter(trained(model), LORA, True, "toy", {"config": {"promise_bias": [0, -1.5]}})
   path = save_adapter(tmp_path / "a.npz", made)
-  assert with_adapter(model, path).promise_bias == -1.5
+  assert with_adapter(model, path).promise_bias == (0, -1.5)
   twin = dataclasses.replace(made, arrays=trained(model, marks=False), marks=False)
-  assert with_adapter(toy_model(), twin).promise_bias == 0
+  assert with_adapter(toy_model(), twin).promise_bias == (0, 0)
   save_adapter(path, dataclasses.replace(made, metadata={"config": {"promise_bias": "less"}}))
   with pytest.raises(WeightsError, match=r"a\.npz: not an adapter, or a damaged one"):
     load_adapter(path)

@@ -15,7 +15,7 @@ import pytest
 from pasta_jax.decode import launch
 from pasta_jax.decode.journal import Journal, OutputError
 from pasta_jax.decode.launch import answer_file, answer_prompt
-from pasta_jax.decode.options import Options
+from pasta_jax.decode.options import Options, options_of
 from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.parse import parse
 from pasta_jax.model.adapter import save_adapter, with_adapter
@@ -328,7 +328,8 @@ def test_flags_are_options_and_the_old_spellings_of_stream_hold():
     "--stream",
     "--nostream",
     "--stream=lanes",
-    "--mode=pasta --fork=grouped --temperature=0.5 --chunks=4 --round_chunks=3 --stop=a --stop=b",
+    "--mode=pasta --fork=grouped --temperature=0.5 --chunks=4 --round_chunks=3 --stop=a --stop=b"
+    " --promise_bias=0.5,-2",
   ]
   out = subprocess.run(
     [sys.executable, "-c", _FLAGS], input="\n".join(lines) + "\n", capture_output=True, text=True, check=False
@@ -341,6 +342,14 @@ def test_flags_are_options_and_the_old_spellings_of_stream_hold():
   assert (last["fork"], last["sampling"]["temperature"], last["stop"]) == ("grouped", 0.5, ["a", "b"])
   assert (last["limits"]["chunks"], last["limits"]["round_chunks"]) == (4, 3)
   assert last["limits"]["topic_pieces"] == Limits().topic_pieces
+  assert (got[0]["promise_bias"], last["promise_bias"]) == (None, [0.5, -2])
+
+
+@pytest.mark.parametrize("given", [[], ["a"], ["1", "2", "3"]])
+def test_a_bias_that_is_none_is_told(given):
+  values = {"model": "toy", "prompt": "x", "stop": [], "promise_bias": given}
+  with pytest.raises(ValueError, match="--promise_bias takes one number, or two"):
+    options_of(values)
 
 
 REAL = (

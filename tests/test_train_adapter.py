@@ -79,3 +79,11 @@ def test_a_file_that_is_none_and_training_of_all_parameters_are_refused(data, tm
     set_up(small(data, adapter=str(tmp_path / "none.npz")))
   with pytest.raises(ValueError, match=r"config\.adapter must be empty where lora is False"):
     Config(lora=False, adapter="x.npz")
+
+
+def test_one_name_stands_for_both_kinds(data, first, tmp_path):
+  (tmp_path / "of_pasta.npz").write_bytes(first.read_bytes())
+  config = small(data, adapter=str(tmp_path / "of_{kind}.npz"))
+  assert set_up(config).before == load_adapter(first).metadata
+  with pytest.raises(WeightsError, match=r"of_twin\.npz: no such file"):
+    set_up(dataclasses.replace(config, twin=True))

@@ -24,7 +24,7 @@ def make_admission(
   marks: bool,
   shapes: Shapes,
   tokenizer: Any,
-  promise_bias: float = 0.0,
+  promise_bias: tuple[float, float] = (0.0, 0.0),
 ) -> Admission:
   """What a row keeps of a request.
 
@@ -55,7 +55,9 @@ def make_admission(
     policy=Policy(
       marks=np.bool_(marks),
       ends=np.bool_(request.model_stops or not set(stop_ids).isdisjoint(tokenizer.stop_ids)),
-      promise_bias=np.float32(promise_bias if request.promise_bias is None else request.promise_bias),
+      promise_bias=np.array(
+        promise_bias if request.promise_bias is None else request.promise_bias, np.float32
+      ),
       fork=np.int32(FORKS.index(request.fork)),
       scheme=np.int32(POSITIONS.index(request.positions)),
       fixed=np.int32(request.fixed),

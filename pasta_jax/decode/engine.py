@@ -106,7 +106,7 @@ class Engine:
     )
     self.programs.wait()
     self.batch_size, self.lanes, self.chunks = batch_size, lanes, chunks
-    self.promise_bias: float = getattr(model, "promise_bias", 0.0)
+    self.promise_bias: tuple[float, float] = getattr(model, "promise_bias", (0.0, 0.0))
     self.max_len = min(base, longest)
 
   def _kinds(self) -> np.ndarray:

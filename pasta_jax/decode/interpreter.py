@@ -152,7 +152,8 @@ def unnamed(rows: Rows, stop_ids: tuple[int, ...]) -> list[jax.Array]:
 
 def promise_bias(rows: Rows) -> jax.Array:
   """What is added to the logit of a promise, which the main thread alone may draw; B float32."""
-  return jnp.where(rows.opened == 0, rows.policy.promise_bias, 0.0)
+  first, later = rows.policy.promise_bias[:, 0], rows.policy.promise_bias[:, 1]
+  return jnp.where(rows.opened > 0, 0.0, jnp.where(rows.threads.index[:, 0] == 0, first, later))
 
 
 def allowed_kinds(rows: Rows, step: Step, controls: ControlIds) -> jax.Array:

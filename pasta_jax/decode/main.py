@@ -79,11 +79,11 @@ flags.DEFINE_integer("chunks", 32, "Chunks of an answer at most.", lower_bound=1
 flags.DEFINE_integer("round_chunks", 16, "Chunks between two syncs at most.", lower_bound=1)
 flags.DEFINE_integer("chunk_tokens", 384, "Tokens of a chunk at most.", lower_bound=1)
 flags.DEFINE_integer("topic_pieces", 8, "Tokens of a topic at most.", lower_bound=1)
-flags.DEFINE_float(
+flags.DEFINE_list(
   "promise_bias",
   None,
   "Added to a promise's logit as long as the answer has no chunk: below 0 fewer answers split, above 0 more."
-  " Default: what --adapter says, else 0.",
+  " One number, or two: for the first token, and for later ones. Default: what --adapter says, else 0.",
 )
 flags.DEFINE_string(
   "script", "", "Take the answer's tokens from a document; the model computes every step in full. A file in"

@@ -49,7 +49,7 @@ class Options:
   positions: str = "pred10"
   fixed: int = 64
   limits: Limits = dataclasses.field(default_factory=Limits)
-  promise_bias: float | None = None
+  promise_bias: float | tuple[float, float] | None = None
   script: str = ""
   trace: str = ""
 
@@ -117,6 +117,16 @@ _PASTA_ONLY = {
 }
 
 
+def _bias(given: list[str] | None) -> float | tuple[float, float] | None:
+  if given is None:
+    return None
+  try:
+    first, later = map(float, given * 2 if len(given) == 1 else given)
+  except ValueError:
+    raise ValueError(f"--promise_bias takes one number, or two, got {','.join(given)!r}") from None
+  return first, later
+
+
 def options_of(flags: Mapping[str, Any]) -> Options:
   """The options that flags set; a flag has the name of a field of Options, Sampling or Limits."""
 
@@ -125,6 +135,7 @@ def options_of(flags: Mapping[str, Any]) -> Options:
 
   chosen = those_of(Options) | {
     "stop": tuple(flags["stop"]),
+    "promise_bias": _bias(flags["promise_bias"]),
     "sampling": Sampling(**those_of(Sampling)),
     "limits": Limits(**those_of(Limits)),
   }

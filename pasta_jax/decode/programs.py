@@ -360,7 +360,8 @@ def example_admission(shapes: Shapes) -> Admission:
     stop_ids=np.zeros(MAX_STOP_IDS, np.int32),
     sampling=SamplingRows(temperature=real, top_k=zero, top_p=real, min_p=real, seed=zero, logprobs=off),
     policy=Policy(
-      **{f.name: zero for f in dataclasses.fields(Policy)} | {"marks": off, "ends": off, "promise_bias": real}
+      **{f.name: zero for f in dataclasses.fields(Policy)}
+      | {"marks": off, "ends": off, "promise_bias": np.zeros(2, np.float32)}
     ),
     script=Script(on=off, ids=np.zeros(shapes.num_slots, np.int32), starts=table, lengths=table),
   )

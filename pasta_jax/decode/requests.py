@@ -90,7 +90,8 @@ class Request:
     fixed: what positions="fixed" reserves.
     limits: caps on rounds, chunks and topics.
     promise_bias: added to the logit of a promise as long as the answer has no chunk: below 0 fewer answers
-      split, above 0 more. None: what the model's adapter says, else 0.
+      split, above 0 more. One number, or two: for the answer's first id, where the prompt alone decides, and
+      for later ones, where the answer's own text does too. None: what the model's adapter says, else 0.
     script: ids to take instead of those drawn, of each thread; the answer ends where they do. For tests and
       measurements: every step is computed in full.
     tag: carried to the result, for the caller.
@@ -109,7 +110,7 @@ class Request:
   positions: str = "pred10"
   fixed: int = 64
   limits: Limits = dataclasses.field(default_factory=Limits)
-  promise_bias: float | None = None
+  promise_bias: float | tuple[float, float] | None = None
   script: Threads | None = None
   tag: Any = None
 
@@ -124,10 +125,13 @@ class Request:
       raise RequestError(f"fixed must be an integer in [0, 65536), got {self.fixed!r}")
     if not _is_int(self.max_new_tokens) or self.max_new_tokens < 1:
       raise RequestError(f"max_new_tokens must be an integer >= 1, got {self.max_new_tokens!r}")
-    if self.promise_bias is not None and not (
-      _is_number(self.promise_bias) and abs(self.promise_bias) <= MOST_BIAS
-    ):
-      raise RequestError(f"promise_bias must be a number within {MOST_BIAS}, got {self.promise_bias!r}")
+    if self.promise_bias is not None:
+      both: Any = (self.promise_bias,) * 2 if _is_number(self.promise_bias) else self.promise_bias
+      good = isinstance(both, tuple) and len(both) == 2 and all(map(_is_number, both))
+      if not good or not all(abs(bias) <= MOST_BIAS for bias in both):
+        what = f"one or two numbers within {MOST_BIAS:g}"
+        raise RequestError(f"promise_bias must be {what}, got {self.promise_bias!r}")
+      object.__setattr__(self, "promise_bias", both)
     if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
       raise RequestError(f"stop must be a sequence of non-empty strings, got {self.stop!r}")
 

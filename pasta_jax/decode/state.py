@@ -45,12 +45,13 @@ class Threads:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Policy:
-  """How a request runs; B each, int32 but for the first two, which are bool, and promise_bias, float32.
+  """How a request runs; B each, int32 but for the first two, which are bool, and promise_bias.
 
   Attributes:
     marks: whether the answer may have marks.
     ends: whether it may end before its budget does.
-    promise_bias: added to the logit of a promise as long as the answer has no chunk.
+    promise_bias: Bx2 float32, added to the logit of a promise as long as the answer has no chunk: at its
+      first id, and at later ones.
     fork, scheme: index into interpreter.FORKS and interpreter.POSITIONS.
     fixed: positions that the scheme "fixed" reserves.
     round_chunks, chunks, chunk_tokens, overrun, least_grant, topic_pieces: see grammar.Limits.
@@ -188,7 +189,7 @@ def empty_rows(batch: int, threads: int, script: int) -> Rows:
     ),
     policy=Policy(
       **{f.name: ints() for f in dataclasses.fields(Policy)}
-      | {"marks": false(), "ends": false(), "promise_bias": floats(0)}
+      | {"marks": false(), "ends": false(), "promise_bias": jnp.zeros((batch, 2), jnp.float32)}
     ),
     script=Script(on=false(), ids=ints(script), starts=ints(threads), lengths=ints(threads)),
   )

@@ -43,9 +43,12 @@ class Adapter:
   metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
-  def promise_bias(self) -> float:
+  def promise_bias(self) -> tuple[float, float]:
     """What its run said decoding should have, see train/config.py."""
-    return float(self.metadata.get("config", {}).get("promise_bias", 0.0)) if self.marks else 0.0
+    first, later = (
+      self.metadata.get("config", {}).get("promise_bias", (0.0, 0.0)) if self.marks else (0.0, 0.0)
+    )
+    return float(first), float(later)
 
 
 def save_adapter(path: str | os.PathLike[str], adapter: Adapter, *, quantize: bool = True) -> Path:
@@ -111,7 +114,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
       if not name.endswith(".scale")
     }
     adapter = Adapter(arrays, lora, bool(meta["marks"]), str(meta["model"]), dict(meta["metadata"]))
-    _ = adapter.promise_bias  # a file in which it is no number is told here
+    _ = adapter.promise_bias  # a file in which it is no pair of numbers is told here
     return adapter
 
   return _read(Path(path), take)
@@ -201,7 +204,7 @@ def with_adapter(model: Any, adapter: Adapter | str | os.PathLike[str]) -> Any:
   params = merge(model.params, adapter.arrays, adapter.lora, start)
   model = dataclasses.replace(model, params=params)
   bias = adapter.promise_bias
-  return dataclasses.replace(model, promise_bias=bias) if bias else model
+  return dataclasses.replace(model, promise_bias=bias) if any(bias) else model
 
 
 def quantized(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:

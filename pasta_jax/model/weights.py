@@ -46,13 +46,13 @@ class LoadedModel:
     config: its shapes and arithmetic.
     params: as in model/params.py, each in its sharding.
     tokenizer: see model/tokenizer_io.py; None where the source has none.
-    promise_bias: of its requests, where they name none; an adapter sets it.
+    promise_bias: of its requests, where they name none, see decode/requests.py; an adapter sets it.
   """
 
   config: ModelConfig
   params: Params
   tokenizer: Any
-  promise_bias: float = 0.0
+  promise_bias: tuple[float, float] = (0.0, 0.0)
 
 
 def load_model(source: str, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> LoadedModel:

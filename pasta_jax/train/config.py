@@ -40,7 +40,8 @@ class Config:
     lora: low-rank updates; false trains all parameters.
     lora_rank, lora_alpha, lora_targets: see model/lora.py.
     adapter: the file of an adapter to go on from, instead of from a new one; "" for none. Of the same rank,
-      alpha, targets and model; a twin goes on from a twin. The optimiser starts anew.
+      alpha, targets and model; a twin goes on from a twin, and `{kind}` in the name is pasta or twin. The
+      optimiser starts anew.
     learning_rate: the peak.
     schedule: after the warm-up: "cosine" or "linear" to `final_rate` times the peak, or "constant".
     warmup: fraction of the steps.
@@ -104,7 +105,7 @@ class Config:
   steps: int = 0
   seed: int = 0
   class_weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(CLASSES, 1.0))
-  promise_bias: float = 0.0
+  promise_bias: tuple[float, float] = (0.0, 0.0)
   fork: str = "eager"
   positions: str = "pred10"
   fixed: int = 64
@@ -121,7 +122,7 @@ class Config:
   diverged: float = 3.0
 
   def __post_init__(self):
-    for name in ("data", "data_weights", "lora_targets"):
+    for name in ("data", "data_weights", "lora_targets", "promise_bias"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     object.__setattr__(self, "class_weights", dict(self.class_weights))
     self._check()
@@ -153,7 +154,8 @@ class Config:
     require(self.unsplit_weight >= 0, "unsplit_weight", "at least 0")
     require(0 <= self.holdout < 1, "holdout", "in [0, 1)")
     require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate", "above 0")
-    require(abs(self.promise_bias) <= 1000, "promise_bias", "within 1000")
+    two = len(self.promise_bias) == 2 and all(math.isfinite(bias) for bias in self.promise_bias)
+    require(two, "promise_bias", "two numbers")
     require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
     require(0 <= self.final_rate <= 1, "final_rate", "in [0, 1]")
     require(min(self.class_weights.values(), default=1) >= 0, "class_weights", ">= 0")
@@ -187,6 +189,11 @@ class Config:
     if self.lora:
       self.lora_config  # noqa: B018  (checks itself)
     parse_mesh(self.mesh)
+
+  @property
+  def adapter_file(self) -> str:
+    """`adapter` of this kind of run."""
+    return self.adapter.replace("{kind}", "twin" if self.twin else "pasta")
 
   @property
   def lora_config(self) -> LoraConfig:

@@ -56,7 +56,7 @@ def train(config: Config, workdir: str) -> Outcome:
     KeyboardInterrupt: after a checkpoint, at SIGTERM or Ctrl-C.
   """
   folder = Path(workdir)
-  adapter = [config.adapter] if config.adapter else []
+  adapter = [config.adapter_file] if config.adapter else []
   with claim(folder, config, [find_file(name) for name in config.data] + adapter):
     return _train(config, folder)
 

@@ -271,7 +271,7 @@ def read_adapter(config: Config) -> Adapter | None:
   """
   if not config.adapter:
     return None
-  adapter = load_adapter(config.adapter)
+  adapter = load_adapter(config.adapter_file)
   for what, its, ours in (
     ("model", adapter.model, config.model),
     ("twin", not adapter.marks, config.twin),
@@ -280,13 +280,13 @@ def read_adapter(config: Config) -> Adapter | None:
     ("lora_targets", tuple(adapter.lora.targets), config.lora_targets),
   ):
     if its != ours:
-      raise ValueError(f"config.adapter {config.adapter} has {what} {its!r}, config.{what} is {ours!r}")
+      raise ValueError(f"config.adapter {config.adapter_file} has {what} {its!r}, config.{what} is {ours!r}")
   return adapter
 
 
 def _old_adapter(program: Program, adapter: Adapter) -> Params:
   """An adapter to go on from, stacked, where it shall lie."""
-  check_adapter(f"config.adapter {program.config.adapter}", program.model, adapter)
+  check_adapter(f"config.adapter {program.config.adapter_file}", program.model, adapter)
   return stack(dict(adapter.arrays), program.shardings(program.trained))
 
 
