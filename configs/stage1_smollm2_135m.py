@@ -3,9 +3,9 @@
 python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/pasta
 python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/twin --config.twin=true
 
-It goes on from what stage1_smollm2_135m_first.py leaves in runs/first_pasta and runs/first_twin. That model has
-written the rows own_*.jsonl: plain answers where it should not split, its fastest ones where it should. 87
-steps; 27 minutes on two CPU cores with AVX512-BF16.
+It goes on from what stage1_smollm2_135m_first.py leaves in runs/first_pasta and runs/first_twin. That model
+has written the rows own_*.jsonl: plain answers where it should not split, its fastest ones where it should.
+87 steps; 27 minutes on two CPU cores with AVX512-BF16.
 """
 
 from pasta_jax.train.config import Config, config_dict

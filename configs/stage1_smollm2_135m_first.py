@@ -1,7 +1,8 @@
 """Stage 1 of SmolLM2-135M-Instruct, first part: on answers that were written for this project.
 
-python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m_first.py --workdir=runs/first_pasta
-python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m_first.py --workdir=runs/first_twin --config.twin=true
+CONFIG=configs/stage1_smollm2_135m_first.py
+python -m pasta_jax.train.main --config=$CONFIG --workdir=runs/first_pasta
+python -m pasta_jax.train.main --config=$CONFIG --workdir=runs/first_twin --config.twin=true
 
 LoRA on all linear maps and the marks' rows: two epochs, 366 steps. One H200 takes a minute in bfloat16,
 compiling included. Two CPU cores would need about two hours (1.9 million tokens at 270 tokens/s in bfloat16),
