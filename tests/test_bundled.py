@@ -39,28 +39,19 @@ def test_every_file_is_small_and_fits_its_model(adapters):
     assert adapter.marks == (name == "pasta")
 
 
-def recipe(name: str) -> Config:
+@pytest.fixture(scope="module")
+def recipe():
   space: dict = {}
-  exec((ROOT / "configs" / f"{name}.py").read_text(), space)
+  exec((ROOT / "configs" / "stage1_smollm2_135m.py").read_text(), space)
   return Config.of(space["get_config"]().to_dict())
 
 
-PARTS = {"second": recipe("stage1_smollm2_135m"), "first": recipe("stage1_smollm2_135m_first")}
-
-
-def parts(adapter) -> dict:
-  """What is known of both parts of an adapter's training."""
-  return {"second": adapter.metadata, "first": adapter.metadata["before"]}
-
-
-def test_both_were_trained_by_the_recipes_that_are_in_the_repository_and_alike(adapters):
+def test_both_were_trained_by_the_recipe_that_is_in_the_repository_and_alike(adapters, recipe):
   for name, adapter in adapters.items():
-    for part, metadata in parts(adapter).items():
-      trained = Config.of(metadata["config"]).as_dict()
-      differ = {field for field, value in PARTS[part].as_dict().items() if trained[field] != value}
-      assert differ - WATCHED == ({"twin"} if name == "twin" else set())
-  # Rows that others may not train on have no place here.
-  assert all(path.startswith("data/") for path in PARTS["second"].data)
+    trained = Config.of(adapter.metadata["config"]).as_dict()
+    differ = {field for field, value in recipe.as_dict().items() if trained[field] != value}
+    assert differ - WATCHED == ({"twin"} if name == "twin" else set())
+  assert adapters["pasta"].metadata["config"]["data"] == ["data/seed.jsonl"]
 
 
 needs_weights = pytest.mark.skipif(
@@ -70,15 +61,13 @@ needs_weights = pytest.mark.skipif(
 
 @pytest.mark.real
 @needs_weights
-@pytest.mark.parametrize("part", PARTS)
-def test_both_were_trained_to_the_end_of_the_recipe(adapters, part):
+def test_both_were_trained_to_the_end_of_the_recipe(adapters, recipe):
   with GgufFile(packaged_gguf(MODEL)) as file:
     tokenizer = tokenizer_from_gguf(file)
-  config = PARTS[part]
-  data = read_data(config, tokenizer.with_controls())
-  loader = Loader(data.train, batch=config.batch_rows, length=config.length, seed=config.seed)
-  steps = count_steps(config, loader)
-  assert {parts(adapter)[part]["steps"] for adapter in adapters.values()} == {steps}
+  data = read_data(recipe, tokenizer.with_controls())
+  loader = Loader(data.train, batch=recipe.batch_rows, length=recipe.length, seed=recipe.seed)
+  steps = count_steps(recipe, loader)
+  assert {adapter.metadata["steps"] for adapter in adapters.values()} == {steps}
 
 
 @pytest.mark.real

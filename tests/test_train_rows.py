@@ -5,8 +5,10 @@ import gzip
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 
+from pasta_jax.lang.sequence import Target
 from pasta_jax.model.gguf_file import GgufFile
 from pasta_jax.model.packages import packaged_gguf
 from pasta_jax.model.tokenizer import TokenizerError
@@ -182,6 +184,21 @@ def test_rows_that_the_tokenizer_or_the_decoder_refuses_are_bad_rows(tmp_path):
   assert "a.jsonl` | 3 | 2 | 1 | 2 | 1 | 1 |" in text
   assert "2 documents to train on, 0 held out" in text
   assert "| lowest loss | 1.2500, after step 3 |" in text
+
+
+def test_text_of_a_file_may_count_less(tmp_path):
+  paths = [write(tmp_path / f"{name}.jsonl", [GOOD | {"prompt": name}]) for name in "ab"]
+  classes = {"text": 0.5, "mark": 3.0}
+  config = Config(
+    data=tuple(paths), data_weights=(1, 1), data_text_weights=(1, 0.2), class_weights=classes, holdout=0
+  )
+  for (examples, _), text in zip(read_data(config, Chat(marks=True)).train, (0.5, 0.1), strict=True):
+    (example,) = examples
+    kinds, weights = example.sequence.kind, example.sequence.weight
+    assert set(weights[kinds == Target.TEXT]) == {np.float32(text)}
+    assert set(weights[kinds == Target.MARK]) == {np.float32(3)}
+  with pytest.raises(ValueError, match="data_text_weights must be 2 numbers, one per file"):
+    dataclasses.replace(config, data_text_weights=(1,))
 
 
 def test_list_markers_are_the_chunks_own_where_a_run_says_so(tmp_path):

@@ -31,6 +31,8 @@ class Config:
     data: JSONL files of rows; those that start with "data/" are looked for in the working folder first, then
       beside the package.
     data_weights: how often an epoch has each file's rows, one number per file.
+    data_text_weights: factor on the loss of text of each file's rows, one number per file; () for 1 everywhere.
+      What a model wrote itself teaches it marks, and no text.
     unsplit_weight: factor on that for rows whose document has no chunk: they are the minority that teaches
       when not to split.
     holdout: fraction of prompts that are evaluated and never trained on.
@@ -78,6 +80,7 @@ class Config:
   model: str = "smollm2-135m"
   data: tuple[str, ...] = ("data/seed.jsonl",)
   data_weights: tuple[float, ...] = (1.0,)
+  data_text_weights: tuple[float, ...] = ()
   unsplit_weight: float = 1.0
   holdout: float = 0.1
   skip_bad_rows: bool = False
@@ -122,7 +125,7 @@ class Config:
   diverged: float = 3.0
 
   def __post_init__(self):
-    for name in ("data", "data_weights", "lora_targets", "promise_bias"):
+    for name in ("data", "data_weights", "data_text_weights", "lora_targets", "promise_bias"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     object.__setattr__(self, "class_weights", dict(self.class_weights))
     self._check()
@@ -151,6 +154,9 @@ class Config:
       len(self.data_weights) == len(self.data), "data_weights", f"{len(self.data)} numbers, one per file"
     )
     require(min(self.data_weights) >= 0 and max(self.data_weights) > 0, "data_weights", ">= 0, one above 0")
+    texts = self.data_text_weights
+    require(len(texts) in (0, len(self.data)), "data_text_weights", f"{len(self.data)} numbers, one per file")
+    require(min(texts, default=1) >= 0, "data_text_weights", ">= 0")
     require(self.unsplit_weight >= 0, "unsplit_weight", "at least 0")
     require(0 <= self.holdout < 1, "holdout", "in [0, 1)")
     require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate", "above 0")

@@ -93,11 +93,13 @@ def read_data(config: Config, tokenizer: Any, files: list[tuple[list[Row], Repor
     RowsError: bad rows, or none that fit.
   """
   files = read_files(config) if files is None else files
-  layout = Layout(
-    config.twin, config.fork, config.positions, config.fixed, tuple(sorted(config.class_weights.items()))
-  )
+  texts = config.data_text_weights or (1.0,) * len(config.data)
   train, held_out, reports = [], [], []
-  for (rows, report), weight in zip(files, config.data_weights, strict=True):
+  for (rows, report), weight, text in zip(files, config.data_weights, texts, strict=True):
+    factors = dict(config.class_weights)
+    factors["text"] = text * factors.get("text", 1.0)
+    classes = tuple(sorted(factors.items()))
+    layout = Layout(config.twin, config.fork, config.positions, config.fixed, classes)
     if config.tighten:
       rows = [dataclasses.replace(row, document=tighten(row.document)) for row in rows]
     examples, too_long, bad = lay_out_all(rows, tokenizer, layout, config.length)
