@@ -31,7 +31,7 @@ class Config:
     data: JSONL files of rows; those that start with "data/" are looked for in the working folder first, then
       beside the package.
     data_weights: how often an epoch has each file's rows, one number per file.
-    data_text_weights: factor on the loss of text of each file's rows, one number per file; () for 1 everywhere.
+    data_text_weights: factor on the loss of text of each file's rows, one number per file; () for 1.
       What a model wrote itself teaches it marks, and no text.
     unsplit_weight: factor on that for rows whose document has no chunk: they are the minority that teaches
       when not to split.
