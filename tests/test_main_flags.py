@@ -35,7 +35,7 @@ def test_help_lists_every_flag_with_what_it_does():
 
 
 MISTAKES = [
-  ("--promt=x", "Unknown command line flag 'promt'. Did you mean: prompt"),
+  ("--prmpt=x", "Unknown command line flag 'prmpt'. Did you mean: prompt"),
   ("--batch_size=0", "--batch_size=0: 0 is not a positive integer"),
   ("--temperature=hot", "--temperature=hot: could not convert string to float"),
 ]
@@ -56,7 +56,7 @@ def test_a_misspelt_flag_or_value_is_named_before_anything_is_loaded(told, case)
 
 
 def test_a_misspelt_flag_ends_the_process_with_status_1():
-  out = run("--promt=x")
+  out = run("--prmpt=x")
   assert out.returncode == 1
   assert "Did you mean: prompt" in out.stderr
 
