@@ -8,6 +8,7 @@ import sys
 import pytest
 from absl import flags
 
+from pasta_jax.decode.options import options_of
 from pasta_jax.decode.progress import Progress
 from tests.command_lines import outcomes
 
@@ -59,6 +60,13 @@ def test_a_misspelt_flag_ends_the_process_with_status_1():
   out = run("--prmpt=x")
   assert out.returncode == 1
   assert "Did you mean: prompt" in out.stderr
+
+
+@pytest.mark.parametrize("given", [[], ["a"], ["1", "2", "3"]])
+def test_a_bias_that_is_none_is_told(given):
+  values = {"model": "toy", "prompt": "x", "stop": [], "promise_bias": given}
+  with pytest.raises(ValueError, match="--promise_bias takes one number, or two"):
+    options_of(values)
 
 
 class Terminal(io.StringIO):

@@ -15,7 +15,7 @@ import pytest
 from pasta_jax.decode import launch
 from pasta_jax.decode.journal import Journal, OutputError
 from pasta_jax.decode.launch import answer_file, answer_prompt
-from pasta_jax.decode.options import Options, options_of
+from pasta_jax.decode.options import Options
 from pasta_jax.lang.grammar import Limits
 from pasta_jax.lang.parse import parse
 from pasta_jax.model.adapter import save_adapter, with_adapter
@@ -222,6 +222,8 @@ def test_marks_get_ids_of_their_own_for_lanes_and_none_for_the_sequential_mode(m
     ({"lanes": 1}, "at least 2 --lanes"),
     ({"mode": "sequential", "fork": "grouped"}, "--fork means something in lanes only"),
     ({"mode": "sequential", "limits": Limits(chunks=3)}, "--round_chunks"),
+    ({"mode": "sequential", "promise_bias": (0.0, -1.0)}, "--promise_bias means something in lanes only"),
+    ({"promise_bias": (0.0, float("nan"))}, "promise_bias must be one or two numbers"),
     ({"trace": "out.txt"}, "name a .html page"),
     ({"prompt": "", "prompts_file": "a", "output_file": "b", "trace": "t.html"}, "--trace shows one answer"),
     ({"prompt": "", "prompts_file": "a", "output_file": "b", "stream": "lanes"}, "--stream=lanes shows one"),
@@ -343,13 +345,6 @@ def test_flags_are_options_and_the_old_spellings_of_stream_hold():
   assert (last["limits"]["chunks"], last["limits"]["round_chunks"]) == (4, 3)
   assert last["limits"]["topic_pieces"] == Limits().topic_pieces
   assert (got[0]["promise_bias"], last["promise_bias"]) == (None, [0.5, -2])
-
-
-@pytest.mark.parametrize("given", [[], ["a"], ["1", "2", "3"]])
-def test_a_bias_that_is_none_is_told(given):
-  values = {"model": "toy", "prompt": "x", "stop": [], "promise_bias": given}
-  with pytest.raises(ValueError, match="--promise_bias takes one number, or two"):
-    options_of(values)
 
 
 REAL = (

@@ -41,8 +41,10 @@ def test_it_starts_where_the_other_ended_and_leaves_word_of_it(data, first, tmp_
   new = unstack(jax.device_get(set_up(small(data)).state["params"]))
   assert any((new[name] != value).any() for name, value in arrays.items())
 
-  after = load_adapter(run(small(data, adapter=str(first), steps=2), tmp_path / "second").result)
+  second = small(data, adapter=str(first), steps=2, promise_bias=(0.0, -1.5))
+  after = load_adapter(run(second, tmp_path / "second").result)
   assert after.metadata["before"] == there.metadata
+  assert (there.promise_bias, after.promise_bias) == ((0, 0), (0, -1.5))
   assert after.metadata["steps"] == 2
   assert any((after.arrays[name] != value).any() for name, value in there.arrays.items())
 

@@ -65,6 +65,9 @@ def test_the_projects_configurations_are_good():
     ({"epochs": 0.0}, "config.epochs"),
     ({"length": 0}, "config.length must be at least 1"),
     ({"positions": "pred"}, "did you mean 'pred10'?"),
+    ({"data_text_weights": (-1.0,)}, "config.data_text_weights must be >= 0"),
+    ({"promise_bias": (0.0,)}, "config.promise_bias must be two numbers"),
+    ({"promise_bias": -1.0, "lora": False}, "config.promise_bias must be (0, 0) where lora is False"),
   ],
 )
 def test_values_that_do_not_fit_are_refused_with_their_name(changes, message):

@@ -49,7 +49,7 @@ class Options:
   positions: str = "pred10"
   fixed: int = 64
   limits: Limits = dataclasses.field(default_factory=Limits)
-  promise_bias: float | tuple[float, float] | None = None
+  promise_bias: tuple[float, float] | None = None
   script: str = ""
   trace: str = ""
 
@@ -117,7 +117,7 @@ _PASTA_ONLY = {
 }
 
 
-def _bias(given: list[str] | None) -> float | tuple[float, float] | None:
+def _bias(given: list[str] | None) -> tuple[float, float] | None:
   if given is None:
     return None
   try:

@@ -59,8 +59,8 @@ class Config:
     steps: steps instead of epochs; 0: as many as the epochs take.
     seed: of the order of the data and of new parameters.
     class_weights: factor on the loss of each class of target.
-    promise_bias: what answers of the adapter are decoded with, see decode/requests.py; training makes no use
-      of it.
+    promise_bias: what answers of the adapter are decoded with, see decode/requests.py: two numbers, or one
+      for both; training makes no use of it.
     fork, positions, fixed: see docs/design.md, section 4.
     attention: path of training attention, see train/attention.py.
     remat: what the backward pass computes again: "none", "dots" (all but linear maps), "full".
@@ -125,6 +125,8 @@ class Config:
   diverged: float = 3.0
 
   def __post_init__(self):
+    if isinstance(self.promise_bias, int | float):
+      object.__setattr__(self, "promise_bias", (self.promise_bias,) * 2)
     for name in ("data", "data_weights", "data_text_weights", "lora_targets", "promise_bias"):
       object.__setattr__(self, name, tuple(getattr(self, name)))
     object.__setattr__(self, "class_weights", dict(self.class_weights))
@@ -162,6 +164,11 @@ class Config:
     require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate", "above 0")
     two = len(self.promise_bias) == 2 and all(math.isfinite(bias) for bias in self.promise_bias)
     require(two, "promise_bias", "two numbers")
+    require(
+      self.lora or not any(self.promise_bias),
+      "promise_bias",
+      "(0, 0) where lora is False: an adapter's file holds it",
+    )
     require(0 <= self.warmup < 1, "warmup", "in [0, 1)")
     require(0 <= self.final_rate <= 1, "final_rate", "in [0, 1]")
     require(min(self.class_weights.values(), default=1) >= 0, "class_weights", ">= 0")
