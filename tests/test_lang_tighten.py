@@ -1,5 +1,7 @@
 """Chunks that begin with their own list markers and headings: the same text, fewer steps."""
 
+import re
+
 import pytest
 from hypothesis import given
 
@@ -11,8 +13,8 @@ from pasta_jax.lang.threads import encode_document
 from pasta_jax.lang.tighten import tighten
 from tests.documents import documents
 
-A = '<promise topic="a" tokens="10"/><async>{}One.</async>'
-B = '<promise topic="b" tokens="10"/><async>{}Two.</async>'
+A = '<promise topic="a" tokens="10"/><async>One.</async>'
+B = '<promise topic="b" tokens="10"/><async>Two.</async>'
 
 
 @given(documents())
@@ -21,38 +23,57 @@ def test_reads_the_same_and_keeps_chunks_and_syncs(document):
   assert tight.plain == document.plain
   assert tight.rounds == document.rounds
   assert not problems(tight)
-  kept = [(part.topic, part.tokens) for part in document.parts if isinstance(part, Chunk)]
-  assert [(part.topic, part.tokens) for part in tight.parts if isinstance(part, Chunk)] == kept
+  before = [part for part in document.parts if isinstance(part, Chunk)]
+  after = [part for part in tight.parts if isinstance(part, Chunk)]
+  for old, new in zip(before, after, strict=True):
+    assert new.tokens == old.tokens
+    assert new.body.endswith(old.body)
+    assert new.topic == old.topic or new.topic == f"{new.body.split()[0]} {old.topic}"
 
 
 @pytest.mark.parametrize(
   ("before", "after"),
   [
     pytest.param(
-      f"Two ways:\n\n- {A}\n- {B}\nBye.", f"Two ways:\n\n{A}\n{B}\nBye.".format("- ", "- "), id="list markers"
+      f"Two ways:\n\n- {A}\n- {B}\nBye.", "Two ways:\n\n<- a|- One.><b|\n- Two.>\nBye.", id="list markers"
     ),
-    pytest.param(f"1. {A}\n2. {B}", f"{A}\n{B}".format("1. ", "2. "), id="from the beginning on"),
-    pytest.param(f"**X:** {A}\n**Y:** {B}", f"{A}\n{B}".format("**X:** ", "**Y:** "), id="labels"),
+    pytest.param(f"1. {A}\n2. {B}", "<1. a|1. One.><b|\n2. Two.>", id="from the beginning on"),
+    pytest.param(f"**X:** {A}\n**Y:** {B}", "<a|**X:** One.><b|\n**Y:** Two.>", id="labels"),
     pytest.param(
-      f"Hi.\n\n## X\n{A}\n\n**Y**\n\n{B}", f"Hi.\n\n{A}\n\n{B}".format("## X\n", "**Y**\n\n"), id="headings"
+      f"Hi.\n\n## X\n{A}\n\n**Y**\n\n{B}", "Hi.\n\n<## a|## X\nOne.><b|\n\n**Y**\n\nTwo.>", id="headings"
     ),
-    pytest.param(f"# All\n\n- {A}\n- {B}", f"# All\n\n{A}\n{B}".format("- ", "- "), id="the whole's heading"),
-    pytest.param(f"# All\n\n{A}\n\n{B}", None, id="one heading"),
+    pytest.param(f"# All\n\n- {A}\n- {B}", "# All\n\n<- a|- One.><b|\n- Two.>", id="the whole's heading"),
+    pytest.param(f"# All\n\n{A}\n\n{B}", "# All\n\n<a|One.><b|\n\nTwo.>", id="one heading"),
     pytest.param(f"Here is what I found: {A}\n\nAnd here is another: {B}", None, id="a sentence"),
-    pytest.param(f"One.\n\n{A}\n<sync/>So: {B}", f"One.\n\n{A}\n<sync/>{B}".format("", "So: "), id="a sync"),
+    pytest.param(f"One.\n\n{A}\n<sync/>So: {B}", "One.\n\n<a|One.>\n<sync/><b|So: Two.>", id="a sync"),
+    pytest.param(
+      f"- {A}\n<sync/>\n* {B}\n* {A}",
+      "<- a|- One.>\n<sync/>\n<* b|* Two.><a|\n* One.>",
+      id="a marker for each round",
+    ),
+    pytest.param(
+      f"- {A}\n- {B}".replace('"a"', '"one of three"'),
+      "<one of three|- One.><b|\n- Two.>",
+      id="a topic without room for the marker",
+    ),
+    pytest.param(f"{A}\n- {B}", "<a|One.><b|\n- Two.>", id="only a later chunk has a marker"),
   ],
 )  # fmt: skip
 def test_moves_what_begins_a_chunk(before, after):
-  before = before.replace("{}", "")
   document = parse(before)
   tight = tighten(document)
-  assert tight == parse(before if after is None else after)
+  assert tight == (document if after is None else parse(_spelled(after)))
   assert tight.plain == document.plain
+
+
+def _spelled(short: str) -> str:
+  """`<topic|body>` stands for a chunk."""
+  return re.sub(r"<([^<>|]+)\|([^<>]*)>", r'<promise topic="\1" tokens="10"/><async>\2</async>', short)
 
 
 def test_takes_fewer_steps():
   controls = ControlIds.of(range(256, 256 + len(MARKS)))
-  document = parse(f"- {A}\n- {B}".replace("{}", ""))
+  document = parse(f"- {A}\n- {B}\n- {A}\n- {B}")
 
   def steps(document):
     return critical_path(encode_document(document, lambda text: list(text.encode()), controls), controls)

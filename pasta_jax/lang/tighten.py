@@ -1,37 +1,60 @@
 """Marks moved to where they cost fewer steps, with the same text for people to read.
 
-What only begins a chunk, a list's marker or a heading of its own, belongs into the chunk: in the main thread,
-every later chunk waits for it.
+What only begins a chunk, a list's marker or a heading of its own, belongs into the chunk, and so does the
+space between two chunks: in the main thread, every later chunk waits for it.
 
     - <promise topic="trains" tokens="10"/><async>Trains are slow.</async>
-    <promise topic="trains" tokens="10"/><async>- Trains are slow.</async>
+    - <promise topic="planes" tokens="10"/><async>Planes are loud.</async>
+
+becomes
+
+    <promise topic="- trains" .../><async>- Trains are slow.</async><promise topic="planes" .../><async>
+    - Planes are loud.</async>
+
+A chunk sees no sibling, but it sees earlier promises: the first topic of a round says which marker the
+round's chunks begin with.
 """
 
 import dataclasses
 import re
 
-from pasta_jax.lang.document import Chunk, Document, Part, Text
+from pasta_jax.lang.document import Chunk, Document, Part, Sync, Text, topic_problem
 
 _SHORT = 20  # characters of what begins a line: `- `, `2. `, `**Trains:** `, but no sentence
 _LINE = re.compile(rf"(?:^|(?<=\n))[^\n]{{1,{_SHORT}}}\Z")
 _HEADING = re.compile(r"(?:^|(?<=\n))(?:#{1,6} [^\n]{1,60}|\*\*[^\n]{1,60}\*\*:?)\n{1,2}\Z")
+_MARKER = re.compile(r"\s*([-*+•]|\d+[.)]|#{1,6})\s")
 
 
 def tighten(document: Document) -> Document:
-  """The document in which chunks begin with their own list markers and headings; it reads the same.
+  """The document in which chunks begin with their own list markers, headings and spaces; it reads the same.
 
-  A heading above one chunk alone stays: it may well be that of the whole answer. Promised lengths are left as
-  they are, `threads.encode_document` computes them anew.
+  A heading above one chunk alone stays: it may well be that of the whole answer. The first topic of a round
+  begins with its chunk's marker, if the topic has room for one word more. Promised lengths are left as they
+  are, `threads.encode_document` computes them anew.
   """
   parts = document.parts
   before = [parts[n - 1] for n, part in enumerate(parts) if n and isinstance(part, Chunk)]
   headings = sum(isinstance(part, Text) and bool(_HEADING.search(part.text)) for part in before)
   out: list[Part] = []
+  first = True  # no chunk yet in this round
   for part in parts:
-    if isinstance(part, Chunk) and out and isinstance(main := out[-1], Text):
-      begins = _LINE.search(main.text) or (_HEADING.search(main.text) if headings > 1 else None)
-      if begins:
-        out[-1] = Text(main.text[: begins.start()])
-        part = dataclasses.replace(part, body=begins[0] + part.body)
+    if isinstance(part, Chunk):
+      if out and isinstance(main := out[-1], Text):
+        begins = _LINE.search(main.text) or (_HEADING.search(main.text) if headings > 1 else None)
+        rest = main.text[: begins.start()] if begins else main.text
+        if not first and not rest.strip():  # nothing but space between two chunks
+          rest = ""
+        out[-1] = Text(rest)
+        part = dataclasses.replace(part, body=main.text[len(rest) :] + part.body)
+        if not rest:
+          out.pop()
+      if first and (marker := _MARKER.match(part.body)):
+        topic = f"{marker[1]} {part.topic}"
+        if not part.topic.startswith(f"{marker[1]} ") and not topic_problem(topic):
+          part = dataclasses.replace(part, topic=topic)
+      first = False
+    elif isinstance(part, Sync):
+      first = True
     out.append(part)
   return Document.of(out)

@@ -37,7 +37,7 @@ class Config:
       when not to split.
     holdout: fraction of prompts that are evaluated and never trained on.
     skip_bad_rows: leave bad rows out, instead of refusing the file.
-    tighten: chunks begin with their own list markers and headings, see lang/tighten.py.
+    tighten: chunks begin with their own list markers, headings and spaces, see lang/tighten.py.
     twin: the same rows without marks, in the same batches.
     lora: low-rank updates; false trains all parameters.
     lora_rank, lora_alpha, lora_targets: see model/lora.py.
