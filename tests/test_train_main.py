@@ -66,6 +66,7 @@ def test_the_projects_configurations_are_good():
     ({"length": 0}, "config.length must be at least 1"),
     ({"positions": "pred"}, "did you mean 'pred10'?"),
     ({"data_text_weights": (-1.0,)}, "config.data_text_weights must be >= 0"),
+    ({"data_min_speedup": (1.0, 2.0)}, "config.data_min_speedup must be 1 numbers, one per file"),
     ({"promise_bias": (0.0,)}, "config.promise_bias must be two numbers"),
     ({"promise_bias": -1.0, "lora": False}, "config.promise_bias must be (0, 0) where lora is False"),
   ],

@@ -201,6 +201,23 @@ def test_text_of_a_file_may_count_less(tmp_path):
     dataclasses.replace(config, data_text_weights=(1,))
 
 
+def test_a_file_named_twice_gives_its_fast_rows_more_often(tmp_path):
+  chunk = '<promise topic="b" tokens="10"/><async>{}</async>'
+  slow = "Bees and nothing else. " * 4 + chunk.format("Yes.")
+  fast = "".join(chunk.format(name * 40) for name in "abc")
+  rows = [{"prompt": name, "document": text} for name, text in (("s", slow), ("f", fast), ("p", "Plain."))]
+  path = write(tmp_path / "a.jsonl", rows)
+  config = Config(data=(path, path), data_weights=(1, 0.5), data_min_speedup=(0, 2), holdout=0, length=1024)
+  data = read_data(config, Chat(marks=True))
+  assert [[e.row.prompt for e in examples] for examples, _ in data.train] == [["s", "f", "p"], ["f"]]
+  assert [weight for _, weight in data.train] == [1, 0.5]
+  held = read_data(dataclasses.replace(config, holdout=0.5), Chat(marks=True))
+  prompts = [example.row.prompt for example in held.held_out]
+  assert len(prompts) == len(set(prompts)) > 0
+  twin = read_data(dataclasses.replace(config, twin=True), Chat(marks=True))
+  assert [len(examples) for examples, _ in twin.train] == [3, 1]
+
+
 def test_list_markers_are_the_chunks_own_where_a_run_says_so(tmp_path):
   document = (
     'Two:\n- <promise topic="b" tokens="10"/><async>Bees.</async>\n- <promise topic="c" tokens="10"/>'

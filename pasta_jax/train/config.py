@@ -33,6 +33,8 @@ class Config:
     data_weights: how often an epoch has each file's rows, one number per file.
     data_text_weights: factor on the loss of text of each file's rows, one number per file; () for 1.
       What a model wrote itself teaches it marks, and no text.
+    data_min_speedup: rows of each file are trained on from this theoretical speedup on, one number per file;
+      () or 0 for all. A file may be named twice, to have its fast rows more often.
     unsplit_weight: factor on that for rows whose document has no chunk: they are the minority that teaches
       when not to split.
     holdout: fraction of prompts that are evaluated and never trained on.
@@ -81,6 +83,7 @@ class Config:
   data: tuple[str, ...] = ("data/seed.jsonl",)
   data_weights: tuple[float, ...] = (1.0,)
   data_text_weights: tuple[float, ...] = ()
+  data_min_speedup: tuple[float, ...] = ()
   unsplit_weight: float = 1.0
   holdout: float = 0.1
   skip_bad_rows: bool = False
@@ -127,7 +130,8 @@ class Config:
   def __post_init__(self):
     if isinstance(self.promise_bias, int | float):
       object.__setattr__(self, "promise_bias", (self.promise_bias,) * 2)
-    for name in ("data", "data_weights", "data_text_weights", "lora_targets", "promise_bias"):
+    lists = ("data", "data_weights", "data_text_weights", "data_min_speedup", "lora_targets", "promise_bias")
+    for name in lists:
       object.__setattr__(self, name, tuple(getattr(self, name)))
     object.__setattr__(self, "class_weights", dict(self.class_weights))
     self._check()
@@ -156,9 +160,10 @@ class Config:
       len(self.data_weights) == len(self.data), "data_weights", f"{len(self.data)} numbers, one per file"
     )
     require(min(self.data_weights) >= 0 and max(self.data_weights) > 0, "data_weights", ">= 0, one above 0")
-    texts = self.data_text_weights
-    require(len(texts) in (0, len(self.data)), "data_text_weights", f"{len(self.data)} numbers, one per file")
-    require(min(texts, default=1) >= 0, "data_text_weights", ">= 0")
+    for name in ("data_text_weights", "data_min_speedup"):
+      values = getattr(self, name)
+      require(len(values) in (0, len(self.data)), name, f"{len(self.data)} numbers, one per file")
+      require(min(values, default=0) >= 0, name, ">= 0")
     require(self.unsplit_weight >= 0, "unsplit_weight", "at least 0")
     require(0 <= self.holdout < 1, "holdout", "in [0, 1)")
     require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate", "above 0")

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pasta_jax.lang.marks import ControlIds
+from pasta_jax.lang.stats import document_stats
+from pasta_jax.lang.threads import encode_document
 from pasta_jax.lang.tighten import tighten
 from pasta_jax.model.adapter import Adapter, check_adapter, load_adapter
 from pasta_jax.model.dtypes import resolve_dtype
@@ -94,8 +96,9 @@ def read_data(config: Config, tokenizer: Any, files: list[tuple[list[Row], Repor
   """
   files = read_files(config) if files is None else files
   texts = config.data_text_weights or (1.0,) * len(config.data)
+  speedups = config.data_min_speedup or (0.0,) * len(config.data)
   train, held_out, reports = [], [], []
-  for (rows, report), weight, text in zip(files, config.data_weights, texts, strict=True):
+  for (rows, report), weight, text, least in zip(files, config.data_weights, texts, speedups, strict=True):
     factors = dict(config.class_weights)
     factors["text"] = text * factors.get("text", 1.0)
     classes = tuple(sorted(factors.items()))
@@ -117,14 +120,23 @@ def read_data(config: Config, tokenizer: Any, files: list[tuple[list[Row], Repor
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
       parts[is_held_out(example.row.prompt, config.holdout)].append(example)
-    train += _weighted(parts[0], weight, config.unsplit_weight)
-    held_out += parts[1] if weight else []
+    chosen = [e for e in parts[0] if not least or _speedup(e.row, tokenizer, config.fork) >= least]
+    train += _weighted(chosen, weight, config.unsplit_weight)
+    known = {example.row.where for example in held_out}  # of a file that is named twice
+    held_out += [example for example in parts[1] if weight and example.row.where not in known]
   if not any(examples for examples, weight in train if weight):
     raise RowsError(
       f"no row of {', '.join(config.data)} to train on is good and fits into config.length {config.length} "
       "tokens"
     )
   return Data(train, held_out, reports)
+
+
+def _speedup(row: Row, tokenizer: Any, fork: str) -> float:
+  """The theoretical speedup of a row's document as it stands."""
+  threads = encode_document(row.document, tokenizer.encode, tokenizer.controls)
+  plain = len(tokenizer.encode(row.document.plain))
+  return document_stats(threads, tokenizer.controls, plain, fork).theoretical_speedup
 
 
 def _weighted(
