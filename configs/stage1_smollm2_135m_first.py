@@ -1,11 +1,12 @@
-"""Stage 1 of SmolLM2-135M-Instruct, as the bundled adapters were made (docs/experiments.md).
+"""Stage 1 of SmolLM2-135M-Instruct, its first part: marks learned from rows that others wrote.
 
-python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/pasta
-python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir=runs/twin --config.twin=true
+python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m_first.py --workdir=runs/first_pasta
+python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m_first.py --workdir=runs/first_twin --config.twin=true
 
 LoRA on all linear maps and the marks' rows, on the project's own rows: two epochs, 366 steps. One H200 takes
 a minute in bfloat16, compiling included. Two CPU cores would need about two hours (1.9 million
 tokens at 270 tokens/s in bfloat16), with --config.accumulate=8: a row at a time fits their cache.
+configs/stage1_smollm2_135m.py goes on from there.
 """
 
 from pasta_jax.train.config import Config, config_dict

@@ -39,19 +39,31 @@ def test_every_file_is_small_and_fits_its_model(adapters):
     assert adapter.marks == (name == "pasta")
 
 
-@pytest.fixture(scope="module")
-def recipe():
+def _recipe(name):
   space: dict = {}
-  exec((ROOT / "configs" / "stage1_smollm2_135m.py").read_text(), space)
+  exec((ROOT / "configs" / name).read_text(), space)
   return Config.of(space["get_config"]().to_dict())
 
 
-def test_both_were_trained_by_the_recipe_that_is_in_the_repository_and_alike(adapters, recipe):
+@pytest.fixture(scope="module")
+def recipes():
+  """Both parts of the training, the first one first."""
+  return _recipe("stage1_smollm2_135m_first.py"), _recipe("stage1_smollm2_135m.py")
+
+
+def _parts(adapter):
+  """What an adapter tells of both parts, the first one first."""
+  return adapter.metadata["before"], adapter.metadata
+
+
+def test_both_were_trained_by_the_recipe_that_is_in_the_repository_and_alike(adapters, recipes):
   for name, adapter in adapters.items():
-    trained = Config.of(adapter.metadata["config"]).as_dict()
-    differ = {field for field, value in recipe.as_dict().items() if trained[field] != value}
-    assert differ - WATCHED == ({"twin"} if name == "twin" else set())
-  assert adapters["pasta"].metadata["config"]["data"] == ["data/seed.jsonl"]
+    for told, recipe in zip(_parts(adapter), recipes, strict=True):
+      trained = Config.of(told["config"]).as_dict()
+      differ = {field for field, value in recipe.as_dict().items() if trained[field] != value}
+      assert differ - WATCHED == ({"twin"} if name == "twin" else set())
+  data = {name for told in _parts(adapters["pasta"]) for name in told["config"]["data"]}
+  assert data == {f"data/{name}.jsonl" for name in ("seed", "contrast", "own_plain", "own_split")}
 
 
 needs_weights = pytest.mark.skipif(
@@ -61,13 +73,14 @@ needs_weights = pytest.mark.skipif(
 
 @pytest.mark.real
 @needs_weights
-def test_both_were_trained_to_the_end_of_the_recipe(adapters, recipe):
+def test_both_were_trained_to_the_end_of_both_parts(adapters, recipes):
   with GgufFile(packaged_gguf(MODEL)) as file:
     tokenizer = tokenizer_from_gguf(file)
-  data = read_data(recipe, tokenizer.with_controls())
-  loader = Loader(data.train, batch=recipe.batch_rows, length=recipe.length, seed=recipe.seed)
-  steps = count_steps(recipe, loader)
-  assert {adapter.metadata["steps"] for adapter in adapters.values()} == {steps}
+  for part, recipe in enumerate(recipes):
+    data = read_data(recipe, tokenizer.with_controls())
+    loader = Loader(data.train, batch=recipe.batch_rows, length=recipe.length, seed=recipe.seed)
+    steps = count_steps(recipe, loader)
+    assert {_parts(adapter)[part]["steps"] for adapter in adapters.values()} == {steps}
 
 
 @pytest.mark.real

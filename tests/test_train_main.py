@@ -10,7 +10,7 @@ import pytest
 from pasta_jax.train.config import Config, config_dict
 
 ROOT = Path(__file__).parents[1]
-CONFIG = str(ROOT / "configs" / "stage1_smollm2_135m.py")
+CONFIG = str(ROOT / "configs" / "stage1_smollm2_135m_first.py")
 
 
 def main(*flags: str) -> subprocess.CompletedProcess:
