@@ -1,7 +1,7 @@
 """Stage 1 of SmolLM2-135M-Instruct, its first part: marks learned from rows that others wrote.
 
 python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m_first.py --workdir=runs/first_pasta
-python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m_first.py --workdir=runs/first_twin --config.twin=true
+and the same with --workdir=runs/first_twin --config.twin=true.
 
 LoRA on all linear maps and the marks' rows, on the project's own rows: two epochs, 366 steps. One H200 takes
 a minute in bfloat16, compiling included. Two CPU cores would need about two hours (1.9 million
