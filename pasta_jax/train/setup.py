@@ -97,7 +97,8 @@ def read_data(config: Config, tokenizer: Any, files: list[tuple[list[Row], Repor
   files = read_files(config) if files is None else files
   texts = config.data_text_weights or (1.0,) * len(config.data)
   speedups = config.data_min_speedup or (0.0,) * len(config.data)
-  train, held_out, reports = [], [], []
+  train, reports = [], []
+  held_out: list[Example] = []
   for (rows, report), weight, text, least in zip(files, config.data_weights, texts, speedups, strict=True):
     factors = dict(config.class_weights)
     factors["text"] = text * factors.get("text", 1.0)
