@@ -7,7 +7,7 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(VERSION))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-PROMPT ?= What are the four seasons like?
+PROMPT ?= Describe spring, summer, autumn and winter.
 # As it was given, through the environment: neither make nor the shell reads quotes, $ or backticks in it.
 override PROMPT := $(value PROMPT)
 export PROMPT
