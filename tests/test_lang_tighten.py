@@ -56,11 +56,12 @@ def test_reads_the_same_and_keeps_chunks_and_syncs(document):
       "<one of three|- One.><b|\n- Two.>",
       id="a topic without room for the marker",
     ),
+    pytest.param("<- a|- One.><b|\n- Two.>", None, id="tight already"),
     pytest.param(f"{A}\n- {B}", "<a|One.><b|\n- Two.>", id="only a later chunk has a marker"),
   ],
 )  # fmt: skip
 def test_moves_what_begins_a_chunk(before, after):
-  document = parse(before)
+  document = parse(_spelled(before))
   tight = tighten(document)
   assert tight == (document if after is None else parse(_spelled(after)))
   assert tight.plain == document.plain

@@ -41,20 +41,28 @@ def tighten(document: Document) -> Document:
   for part in parts:
     if isinstance(part, Chunk):
       if out and isinstance(main := out[-1], Text):
-        begins = _LINE.search(main.text) or (_HEADING.search(main.text) if headings > 1 else None)
-        rest = main.text[: begins.start()] if begins else main.text
-        if not first and not rest.strip():  # nothing but space between two chunks
-          rest = ""
-        out[-1] = Text(rest)
-        part = dataclasses.replace(part, body=main.text[len(rest) :] + part.body)
-        if not rest:
-          out.pop()
-      if first and (marker := _MARKER.match(part.body)):
-        topic = f"{marker[1]} {part.topic}"
-        if not part.topic.startswith(f"{marker[1]} ") and not topic_problem(topic):
-          part = dataclasses.replace(part, topic=topic)
-      first = False
+        stays = _what_stays(main.text, first, headings > 1)
+        out[-1] = Text(main.text[:stays])
+        part = dataclasses.replace(part, body=main.text[stays:] + part.body)
+      part, first = _with_marker(part) if first else part, False
     elif isinstance(part, Sync):
       first = True
     out.append(part)
   return Document.of(out)
+
+
+def _what_stays(text: str, first: bool, headings: bool) -> int:
+  """How many characters before a chunk are the main thread's own."""
+  begins = _LINE.search(text) or (_HEADING.search(text) if headings else None)
+  stays = begins.start() if begins else len(text)
+  between = not first and not text[:stays].strip()  # nothing but space after the chunk before
+  return 0 if between else stays
+
+
+def _with_marker(chunk: Chunk) -> Chunk:
+  """The first chunk of a round, its topic with the marker that its body begins with."""
+  marker = _MARKER.match(chunk.body)
+  if not marker or chunk.topic.startswith(f"{marker[1]} "):
+    return chunk
+  topic = f"{marker[1]} {chunk.topic}"
+  return chunk if topic_problem(topic) else dataclasses.replace(chunk, topic=topic)
