@@ -25,7 +25,11 @@ def main(*flags: str) -> subprocess.CompletedProcess:
     (["--config.learning_rte=1"], 'Did you mean "learning_rate"'),
     (["--config.learning_rate=fast"], "could not convert string to float"),
     (["--config.schedule=cosin"], "did you mean 'cosine'?"),
-    (["--config.data=('none.jsonl',)"], "none.jsonl"),
+    (["--config.data=('none.jsonl',)"], "none.jsonl: no such file; config.data or config.adapter names it"),
+    (
+      ["--config.adapter=none_{kind}.npz"],
+      "none_pasta.npz: no such file; config.data or config.adapter names",
+    ),
     (["extra"], "unexpected argument 'extra'"),
     (["--processes=2", "--process=0"], "--processes and --process without --coordinator"),
     (["--process=0"], "--process without --coordinator"),

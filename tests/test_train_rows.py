@@ -211,6 +211,10 @@ def test_a_file_named_twice_gives_its_fast_rows_more_often(tmp_path):
   data = read_data(config, Chat(marks=True))
   assert [[e.row.prompt for e in examples] for examples, _ in data.train] == [["s", "f", "p"], ["f"]]
   assert [weight for _, weight in data.train] == [1, 0.5]
+  assert [report.slow for report in data.reports] == [0, 2]
+  assert "2 slower than asked for left out" in str(data.reports[1])
+  with pytest.raises(RowsError, match=r"as fast as config.data_min_speedup \(99, 99\) asks"):
+    read_data(dataclasses.replace(config, data_min_speedup=(99, 99)), Chat(marks=True))
   held = read_data(dataclasses.replace(config, holdout=0.5), Chat(marks=True))
   prompts = [example.row.prompt for example in held.held_out]
   assert len(prompts) == len(set(prompts)) > 0

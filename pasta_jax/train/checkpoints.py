@@ -180,7 +180,7 @@ def claim(folder: str | os.PathLike[str], config: Config, files: list[str]) -> I
     _wait_for_first()  # it makes the folder, or fails and ends the run for all
   with contextlib.ExitStack() as held:
     try:
-      run = {"config": config.as_dict(), "data": {name: file_digest(name) for name in files}}
+      run = {"config": config.as_dict(), "data": {name: _digest(name) for name in files}}
       _make(folder)
       if first:
         held.enter_context(_locked(folder))
@@ -281,6 +281,16 @@ def _begun(folder: Path) -> bool:
   if metrics.exists() and metrics.stat().st_size:
     return True
   return checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
+
+
+def _digest(name: str) -> str:
+  try:
+    return file_digest(name)
+  except FileNotFoundError:
+    raise FolderError(
+      f"{name}: no such file; config.data or config.adapter names it: make it first (an adapter: train it), or"
+      " name another"
+    ) from None
 
 
 def _check_same(folder: Path, path: Path, run: dict[str, Any]) -> bool:

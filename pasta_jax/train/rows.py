@@ -55,6 +55,7 @@ class Report:
     problems: of bad rows, each with its line.
     too_long: where rows stand that do not fit a packed row.
     cut: where rows stand whose topics were cut, see packing.lay_out.
+    slow: good rows that are not trained on, since their theoretical speedup is less than asked for.
   """
 
   path: str
@@ -64,11 +65,14 @@ class Report:
   problems: tuple[str, ...]
   too_long: tuple[str, ...] = ()
   cut: tuple[str, ...] = ()
+  slow: int = 0
 
   def __str__(self) -> str:
     text = f"{self.path}: {self.rows} rows, {self.split} with chunks"
     if self.repeated:
       text += f", {self.repeated} repeated rows left out"
+    if self.slow:
+      text += f", {self.slow} slower than asked for left out"
     if self.problems:
       more = len(self.problems) - _SHOWN
       text += f", {len(self.problems)} bad: " + "; ".join(self.problems[:_SHOWN])

@@ -117,18 +117,18 @@ def read_data(config: Config, tokenizer: Any, files: list[tuple[list[Row], Repor
     )
     if not config.skip_bad_rows:
       report.check()
-    reports.append(report)
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
       parts[is_held_out(example.row.prompt, config.holdout)].append(example)
     chosen = [e for e in parts[0] if not least or _speedup(e.row, tokenizer, config.fork) >= least]
+    reports.append(dataclasses.replace(report, slow=len(parts[0]) - len(chosen)))
     train += _weighted(chosen, weight, config.unsplit_weight)
     known = {example.row.where for example in held_out}  # of a file that is named twice
     held_out += [example for example in parts[1] if weight and example.row.where not in known]
   if not any(examples for examples, weight in train if weight):
     raise RowsError(
       f"no row of {', '.join(config.data)} to train on is good and fits into config.length {config.length} "
-      "tokens"
+      "tokens" + (f", as fast as config.data_min_speedup {speedups} asks" if any(speedups) else "")
     )
   return Data(train, held_out, reports)
 
