@@ -288,8 +288,8 @@ def _digest(name: str) -> str:
     return file_digest(name)
   except FileNotFoundError:
     raise FolderError(
-      f"{name}: no such file; config.data or config.adapter names it: make it first (an adapter: train it), or"
-      " name another"
+      f"{name}: no such file; config.data or config.adapter names it: make it first (an adapter: train it),"
+      " or name another"
     ) from None
 
 
