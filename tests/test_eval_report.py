@@ -78,7 +78,7 @@ def figures():
   times = {0: seconds(2, 4, 3), 1: seconds(5, 5, 5), 2: seconds(4, 2, 0)}
   return set_figures(
     prompts, answers, dict.fromkeys(("pasta", "twin", "base"), costs),
-    {"pasta": [{"nll": 51.0, "tokens": 50}] * 4, "twin": [{"nll": 50.0, "tokens": 50}] * 4}, times,
+    {"pasta": [{"nll": 51.0, "tokens": 48}] * 4, "twin": [{"nll": 50.0, "tokens": 50}] * 4}, times,
   )  # fmt: skip
 
 
@@ -99,7 +99,8 @@ def test_figures_of_a_set_are_what_their_words_say(figures):
   assert p["log_likelihood"].value == pytest.approx(-406 / 200)
   assert p["finish_reasons"] == {"length": 1, "stop": 3}
   assert figures["twin"]["loops"].value == 0.25
-  assert figures["text_loss"]["pasta_over_twin"].value == pytest.approx(1.02)
+  assert figures["text_loss"]["pasta_over_twin"].value == pytest.approx(51 / 48)
+  assert figures["text_loss"]["pasta_over_twin_same_text"].value == pytest.approx(1.02)
 
 
 def test_speedups_are_geometric_means_over_the_prompts_that_they_name(figures):
@@ -135,7 +136,8 @@ def test_the_table_tells_every_figure_beside_its_name(figures):
   assert "held_out: 4 prompts, 2 of their references split" in lines
   assert lines["documents valid"].split()[2:4] == ["75.0", "%"]
   assert "1.41x" in lines["realised speedup, same text"]
-  assert "1.0200" in lines["PASTA over twin"]
+  assert "1.0625" in lines["PASTA over twin"]
+  assert "1.0200" in lines["the same, of whole texts"]
   assert "1 length, 3 stop" in lines["ended by"]
   assert max(map(len, text.splitlines())) <= 120
 

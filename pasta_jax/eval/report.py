@@ -88,6 +88,7 @@ def _set_lines(name: str, f: Figures) -> list[str]:
     cells = [_number(loss["pasta"], 3), _number(loss["twin"], 3)]
     lines.append(_line("text loss on references, nats", cells))
     lines.append(_line("  PASTA over twin", [_number(loss["pasta_over_twin"], 4)]))
+    lines.append(_line("  the same, of whole texts", [_number(loss["pasta_over_twin_same_text"], 4)]))
   return lines + _speed_lines(f["speed"])
 
 

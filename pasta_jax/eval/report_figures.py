@@ -92,6 +92,7 @@ def _text_losses(rows: dict[str, list[Row]]) -> Figures:
     "pasta": estimate(ratio, *pasta),
     "twin": estimate(ratio, *twin),
     "pasta_over_twin": estimate(ratio_of_ratios, *pasta, *twin),
+    "pasta_over_twin_same_text": estimate(ratio, pasta[0], twin[0]),
   }
 
 
