@@ -37,7 +37,11 @@ def test_reads_the_same_and_keeps_chunks_and_syncs(document):
     pytest.param(
       f"Two ways:\n\n- {A}\n- {B}\nBye.", "Two ways:\n\n<- a|- One.><b|\n- Two.>\nBye.", id="list markers"
     ),
-    pytest.param(f"1. {A}\n2. {B}", "<1. a|1. One.><b|\n2. Two.>", id="from the beginning on"),
+    pytest.param(f"1. {A}\n2. {B}", "<1. a|1. One.><2. b|\n2. Two.>", id="numbers, from the beginning on"),
+    pytest.param(
+      f"1. {A}\n- {B}\n2. {A}", "<1. a|1. One.><b|\n- Two.><2. a|\n2. One.>", id="numbers among others"
+    ),
+    pytest.param("<a|One.><b|\n2. Two.>", "<a|One.><2. b|\n2. Two.>", id="a later number alone"),
     pytest.param(f"**X:** {A}\n**Y:** {B}", "<a|**X:** One.><b|\n**Y:** Two.>", id="labels"),
     pytest.param(
       f"Hi.\n\n## X\n{A}\n\n**Y**\n\n{B}", "Hi.\n\n<## a|## X\nOne.><b|\n\n**Y**\n\nTwo.>", id="headings"

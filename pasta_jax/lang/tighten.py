@@ -11,8 +11,8 @@ becomes
     <promise topic="- trains" .../><async>- Trains are slow.</async><promise topic="planes" .../><async>
     - Planes are loud.</async>
 
-A chunk sees no sibling, but it sees earlier promises: the first topic of a round says which marker the
-round's chunks begin with.
+A chunk sees no sibling, but it sees earlier promises and its own: the first topic of a round says which
+marker the round's chunks begin with, and every topic which number.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ def tighten(document: Document) -> Document:
   """The document in which chunks begin with their own list markers, headings and spaces; it reads the same.
 
   A heading above one chunk alone stays: it may well be that of the whole answer. The first topic of a round
-  begins with its chunk's marker, if the topic has room for one word more. Promised lengths are left as they
-  are, `threads.encode_document` computes them anew.
+  begins with its chunk's marker, any topic with its chunk's number, if it has room for one word more.
+  Promised lengths are left as they are, `threads.encode_document` computes them anew.
   """
   parts = document.parts
   before = [parts[n - 1] for n, part in enumerate(parts) if n and isinstance(part, Chunk)]
@@ -44,7 +44,7 @@ def tighten(document: Document) -> Document:
         stays = _what_stays(main.text, first, headings > 1)
         out[-1] = Text(main.text[:stays])
         part = dataclasses.replace(part, body=main.text[stays:] + part.body)
-      part, first = _with_marker(part) if first else part, False
+      part, first = _with_marker(part, first), False
     elif isinstance(part, Sync):
       first = True
     out.append(part)
@@ -59,10 +59,10 @@ def _what_stays(text: str, first: bool, headings: bool) -> int:
   return 0 if between else stays
 
 
-def _with_marker(chunk: Chunk) -> Chunk:
-  """The first chunk of a round, its topic with the marker that its body begins with."""
+def _with_marker(chunk: Chunk, first: bool) -> Chunk:
+  """The chunk, its topic with the marker that its body begins with: the first of a round, or any number."""
   marker = _MARKER.match(chunk.body)
-  if not marker or chunk.topic.startswith(f"{marker[1]} "):
+  if not marker or not (first or marker[1][0].isdigit()) or chunk.topic.startswith(f"{marker[1]} "):
     return chunk
   topic = f"{marker[1]} {chunk.topic}"
   return chunk if topic_problem(topic) else dataclasses.replace(chunk, topic=topic)
