@@ -23,15 +23,14 @@ def get_config():
         "data/own_plain.jsonl",
         "data/own_split.jsonl",
       ),
-      data_weights=(0.4, 0.6, 0.5, 0.2, 0.2),
+      data_weights=(0.4, 0.8, 0.5, 0.2, 0.3),
       data_min_speedup=(0.0, 2.5, 0.0, 0.0, 0.0),
       data_text_weights=(1.0, 1.0, 1.0, 0.2, 0.1),  # what the model wrote teaches marks, hardly any text
-      unsplit_weight=1.5,
       tighten=True,
       promise_bias=(-0.5, -6.0),  # promises after words of the model's own are mostly wrong
       learning_rate=4e-4,
-      lora_rank=16,
-      lora_alpha=32.0,
+      lora_rank=32,
+      lora_alpha=64.0,
       batch_rows=8,
       accumulate=8,
       length=640,

@@ -35,7 +35,7 @@ def test_reads_the_same_and_keeps_chunks_and_syncs(document):
   ("before", "after"),
   [
     pytest.param(
-      f"Two ways:\n\n- {A}\n- {B}\nBye.", "Two ways:\n\n<- a|- One.><b|\n- Two.>\nBye.", id="list markers"
+      f"Two ways:\n\n- {A}\n- {B}\nBye.", "Two ways:<- a|\n\n- One.><b|\n- Two.>\nBye.", id="list markers"
     ),
     pytest.param(f"1. {A}\n2. {B}", "<1. a|1. One.><2. b|\n2. Two.>", id="numbers, from the beginning on"),
     pytest.param(
@@ -44,15 +44,21 @@ def test_reads_the_same_and_keeps_chunks_and_syncs(document):
     pytest.param("<a|One.><b|\n2. Two.>", "<a|One.><2. b|\n2. Two.>", id="a later number alone"),
     pytest.param(f"**X:** {A}\n**Y:** {B}", "<a|**X:** One.><b|\n**Y:** Two.>", id="labels"),
     pytest.param(
-      f"Hi.\n\n## X\n{A}\n\n**Y**\n\n{B}", "Hi.\n\n<## a|## X\nOne.><b|\n\n**Y**\n\nTwo.>", id="headings"
+      f"Hi.\n\n## X\n{A}\n\n**Y**\n\n{B}", "Hi.<## a|\n\n## X\nOne.><b|\n\n**Y**\n\nTwo.>", id="headings"
     ),
-    pytest.param(f"# All\n\n- {A}\n- {B}", "# All\n\n<- a|- One.><b|\n- Two.>", id="the whole's heading"),
-    pytest.param(f"# All\n\n{A}\n\n{B}", "# All\n\n<a|One.><b|\n\nTwo.>", id="one heading"),
-    pytest.param(f"Here is what I found: {A}\n\nAnd here is another: {B}", None, id="a sentence"),
-    pytest.param(f"One.\n\n{A}\n<sync/>So: {B}", "One.\n\n<a|One.>\n<sync/><b|So: Two.>", id="a sync"),
+    pytest.param(f"# All\n\n- {A}\n- {B}", "# All<- a|\n\n- One.><b|\n- Two.>", id="the whole's heading"),
+    pytest.param(f"# All\n\n{A}\n\n{B}", "# All<a|\n\nOne.><b|\n\nTwo.>", id="one heading"),
+    pytest.param(
+      f"Here is what I found: {A}\n\nAnd here is another: {B}",
+      "Here is what I found:<a| One.>\n\nAnd here is another:<b| Two.>",
+      id="a sentence",
+    ),
+    pytest.param(f"One.\n\n{A}\n<sync/>So: {B}", "One.<a|\n\nOne.><sync/><b|\nSo: Two.>", id="a sync"),
+    pytest.param(f"{A}\n\n<sync/>\nSo it is.\n", "<a|One.><sync/>\n\n\nSo it is.\n", id="text behind a sync"),
+    pytest.param(f"{A} And so on.\n<sync/>", "<a|One.> And so on.<sync/>\n", id="a sync at the end"),
     pytest.param(
       f"- {A}\n<sync/>\n* {B}\n* {A}",
-      "<- a|- One.>\n<sync/>\n<* b|* Two.><a|\n* One.>",
+      "<- a|- One.><sync/><* b|\n\n* Two.><a|\n* One.>",
       id="a marker for each round",
     ),
     pytest.param(

@@ -1,15 +1,20 @@
 """Marks moved to where they cost fewer steps, with the same text for people to read.
 
 What only begins a chunk, a list's marker or a heading of its own, belongs into the chunk, and so does the
-space between two chunks: in the main thread, every later chunk waits for it.
+space before it: in the main thread, every later chunk waits for it.
 
+    Two ways:
     - <promise topic="trains" tokens="10"/><async>Trains are slow.</async>
     - <promise topic="planes" tokens="10"/><async>Planes are loud.</async>
 
 becomes
 
-    <promise topic="- trains" .../><async>- Trains are slow.</async><promise topic="planes" .../><async>
+    Two ways:<promise topic="- trains" .../><async>
+    - Trains are slow.</async><promise topic="planes" .../><async>
     - Planes are loud.</async>
+
+Space at the end of a text would be other tokens than the same space before a word: it begins what follows,
+be it a chunk or the text after a sync, so that the ids are those of the plain text.
 
 A chunk sees no sibling, but it sees earlier promises and its own: the first topic of a round says which
 marker the round's chunks begin with, and every topic which number.
@@ -41,22 +46,28 @@ def tighten(document: Document) -> Document:
   for part in parts:
     if isinstance(part, Chunk):
       if out and isinstance(main := out[-1], Text):
-        stays = _what_stays(main.text, first, headings > 1)
+        stays = _what_stays(main.text, headings > 1)
         out[-1] = Text(main.text[:stays])
         part = dataclasses.replace(part, body=main.text[stays:] + part.body)
       part, first = _with_marker(part, first), False
     elif isinstance(part, Sync):
       first = True
+      if out and isinstance(main := out[-1], Text):
+        stays = len(main.text.rstrip())
+        out[-1:] = [Text(main.text[:stays]), part]
+        part = Text(main.text[stays:])
+    elif out and isinstance(space := out[-1], Text):  # from before a sync
+      part = Text(space.text + part.text)
+      out.pop()
     out.append(part)
   return Document.of(out)
 
 
-def _what_stays(text: str, first: bool, headings: bool) -> int:
+def _what_stays(text: str, headings: bool) -> int:
   """How many characters before a chunk are the main thread's own."""
   begins = _LINE.search(text) or (_HEADING.search(text) if headings else None)
   stays = begins.start() if begins else len(text)
-  between = not first and not text[:stays].strip()  # nothing but space after the chunk before
-  return 0 if between else stays
+  return len(text[:stays].rstrip())
 
 
 def _with_marker(chunk: Chunk, first: bool) -> Chunk:
