@@ -228,7 +228,7 @@ def test_list_markers_are_the_chunks_own_where_a_run_says_so(tmp_path):
   )
   document += "<async>Cats.</async>"
   config = Config(data=(write(tmp_path / "a.jsonl", [{"prompt": "x", "document": document}]),), holdout=0)
-  for tight, expected in ((False, {"Bees.", "Cats."}), (True, {"- Bees.", "\n- Cats."})):
+  for tight, expected in ((False, {"Bees.", "Cats."}), (True, {"\n- Bees.", "\n- Cats."})):
     config = dataclasses.replace(config, tighten=tight)
     ((example,), _), *_ = read_data(config, Chat(marks=True)).train
     assert {chunk.body for chunk in example.row.document.chunks} == expected
