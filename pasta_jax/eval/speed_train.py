@@ -31,7 +31,7 @@ _RANK = flags.DEFINE_integer("lora_rank", 16, "Of the LoRA step.", lower_bound=1
 _REMAT = flags.DEFINE_string("remat", "dots", "As config.remat.")
 _LOGITS = flags.DEFINE_integer("logits_tokens", 128, "As config.logits_tokens.", lower_bound=1)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "As config.dtype, and torch's.")
-_STEPS = flags.DEFINE_integer("steps", 5, "Steps measured; the median counts.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 15, "Steps measured; the median counts.", lower_bound=1)
 _PEERS = flags.DEFINE_bool("peers", True, "Measure torch where it is installed.")
 _JSON = flags.DEFINE_string("json", "", "Write the figures here.")
 _CACHE = flags.DEFINE_string("compilation_cache", runtime.default_cache_folder(), "As in decode.main.")
