@@ -42,6 +42,8 @@ def test_reads_the_same_and_keeps_chunks_and_syncs(document):
       f"1. {A}\n- {B}\n2. {A}", "<1. a|1. One.><b|\n- Two.><2. a|\n2. One.>", id="numbers among others"
     ),
     pytest.param("<a|One.><b|\n2. Two.>", "<a|One.><2. b|\n2. Two.>", id="a later number alone"),
+    pytest.param(f"a) {A}\nb) {B}", "<a) a|a) One.><b) b|\nb) Two.>", id="letters"),
+    pytest.param("<a|One.><b|\nA dog.>", "<a|One.><b|\nA dog.>", id="a word of one letter"),
     pytest.param(f"**X:** {A}\n**Y:** {B}", "<a|**X:** One.><b|\n**Y:** Two.>", id="labels"),
     pytest.param(
       f"Hi.\n\n## X\n{A}\n\n**Y**\n\n{B}", "Hi.<## a|\n\n## X\nOne.><b|\n\n**Y**\n\nTwo.>", id="headings"

@@ -17,7 +17,7 @@ Space at the end of a text would be other tokens than the same space before a wo
 be it a chunk or the text after a sync, so that the ids are those of the plain text.
 
 A chunk sees no sibling, but it sees earlier promises and its own: the first topic of a round says which
-marker the round's chunks begin with, and every topic which number.
+marker the round's chunks begin with, and every topic which number or letter.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ from pasta_jax.lang.document import Chunk, Document, Part, Sync, Text, topic_pro
 _SHORT = 20  # characters of what begins a line: `- `, `2. `, `**Trains:** `, but no sentence
 _LINE = re.compile(rf"(?:^|(?<=\n))[^\n]{{1,{_SHORT}}}\Z")
 _HEADING = re.compile(r"(?:^|(?<=\n))(?:#{1,6} [^\n]{1,60}|\*\*[^\n]{1,60}\*\*:?)\n{1,2}\Z")
-_MARKER = re.compile(r"\s*([-*+•]|\d+[.)]|#{1,6})\s")
+_MARKER = re.compile(r"\s*([-*+•]|\d+[.)]|[a-z]\)|#{1,6})\s")
 
 
 def tighten(document: Document) -> Document:
   """The document in which chunks begin with their own list markers, headings and spaces; it reads the same.
 
   A heading above one chunk alone stays: it may well be that of the whole answer. The first topic of a round
-  begins with its chunk's marker, any topic with its chunk's number, if it has room for one word more.
+  begins with its chunk's marker, any topic with its chunk's number or letter, if it has room for one word more.
   Promised lengths are left as they are, `threads.encode_document` computes them anew.
   """
   parts = document.parts
@@ -71,9 +71,9 @@ def _what_stays(text: str, headings: bool) -> int:
 
 
 def _with_marker(chunk: Chunk, first: bool) -> Chunk:
-  """The chunk, its topic with the marker that its body begins with: the first of a round, or any number."""
+  """The chunk, its topic with the marker that its body begins with: the first of a round, or any number or letter."""
   marker = _MARKER.match(chunk.body)
-  if not marker or not (first or marker[1][0].isdigit()) or chunk.topic.startswith(f"{marker[1]} "):
+  if not marker or not (first or marker[1][0].isalnum()) or chunk.topic.startswith(f"{marker[1]} "):
     return chunk
   topic = f"{marker[1]} {chunk.topic}"
   return chunk if topic_problem(topic) else dataclasses.replace(chunk, topic=topic)
