@@ -35,7 +35,7 @@ def tighten(document: Document) -> Document:
   """The document in which chunks begin with their own list markers, headings and spaces; it reads the same.
 
   A heading above one chunk alone stays: it may well be that of the whole answer. The first topic of a round
-  begins with its chunk's marker, any topic with its chunk's number or letter, if it has room for one word more.
+  begins with its chunk's marker, any topic with its chunk's number or letter, if it has room for a word more.
   Promised lengths are left as they are, `threads.encode_document` computes them anew.
   """
   parts = document.parts
@@ -71,7 +71,7 @@ def _what_stays(text: str, headings: bool) -> int:
 
 
 def _with_marker(chunk: Chunk, first: bool) -> Chunk:
-  """The chunk, its topic with the marker that its body begins with: the first of a round, or any number or letter."""
+  """The chunk, its topic with its body's marker: the first of a round any, later ones a number or letter."""
   marker = _MARKER.match(chunk.body)
   if not marker or not (first or marker[1][0].isalnum()) or chunk.topic.startswith(f"{marker[1]} "):
     return chunk
