@@ -27,7 +27,7 @@ def get_config():
       data_min_speedup=(0.0, 2.5, 0.0, 0.0, 0.0),
       data_text_weights=(1.0, 1.0, 1.0, 0.2, 0.1),  # what the model wrote teaches marks, hardly any text
       tighten=True,
-      promise_bias=(-0.5, -6.0),  # promises after words of the model's own are mostly wrong
+      promise_bias=(0.0, -6.0),  # promises after words of the model's own are mostly wrong
       learning_rate=4e-4,
       lora_rank=32,
       lora_alpha=64.0,
