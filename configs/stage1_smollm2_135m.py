@@ -5,7 +5,7 @@ python -m pasta_jax.train.main --config=configs/stage1_smollm2_135m.py --workdir
 
 It goes on from what configs/stage1_smollm2_135m_first.py wrote. Documents are tightened, the fast ones come
 more often; rows that only look like lists, and answers of the model itself, teach when not to split. Two CPU
-cores with AVX512-BF16 take 42 minutes, a row at a time, which fits their cache.
+cores with AVX512-BF16 take 40 minutes, a row at a time, which fits their cache.
 """
 
 from pasta_jax.train.config import Config, config_dict
