@@ -10,7 +10,8 @@ import pytest
 
 from pasta_jax.lang.sequence import Target
 from pasta_jax.model.adapted import Patched, whole_table
-from pasta_jax.train.loss import class_sums, cross_entropy, piece_length
+from pasta_jax.train import loss
+from pasta_jax.train.loss import class_sums, cross_entropy, piece_length, piece_lengths
 from tests.toy import TOY
 
 V, D = 70, 16
@@ -100,6 +101,33 @@ def test_pieces_keep_to_the_tokens_and_divide_the_length_unless_they_would_be_ti
   assert piece_length(8, 7, 1) == 1
   assert piece_length(1, 7, 100) == 7
   assert piece_length(1, 641, 512) == 321
+
+
+def test_pieces_come_in_a_few_sizes_that_differ_by_enough():
+  assert piece_lengths(1024, 1) == [1024, 896, 768, 640, 512, 384, 256, 128]
+  assert piece_lengths(4096, 2) == [4096, 3584, 3072, 2560, 2048, 1536, 1024, 512]
+  assert piece_lengths(300, 1) == [300, 150]
+  assert piece_lengths(100, 2) == [100]
+  assert piece_lengths(1, 4096) == [1]
+
+
+@pytest.mark.parametrize("weighted", [0, 1, 5, 8, 13, 17, 24])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_every_size_gives_the_same(monkeypatch, shards, weighted):
+  monkeypatch.setattr(loss, "STEP", 4)
+  cfg = TOY.replace(vocab_size=V)
+  hidden, table, target, _ = parts(batch=2, length=24)
+  target = jnp.maximum(target, 0)
+  weight = jnp.ones((2, 24)).at[0, weighted:].set(0).at[1, : 24 - weighted // 2].set(0)
+
+  def ours(table, hidden):
+    return cross_entropy(cfg, V, 24, table, hidden, target, weight, shards)[0]
+
+  a, da = jax.jit(jax.value_and_grad(ours, (0, 1)))(table, hidden)
+  b, db = jax.value_and_grad(lambda *xs: plain(cfg, V, *xs, target, weight)[0], (0, 1))(table, hidden)
+  np.testing.assert_allclose(a, b, rtol=1e-5)
+  for x, y in zip(da, db, strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-4)
 
 
 def test_sums_by_class_leave_out_what_is_not_trained():

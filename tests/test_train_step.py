@@ -13,6 +13,7 @@ from pasta_jax.lang.sequence import NO_TARGET
 from pasta_jax.model import transformer
 from pasta_jax.model.lora import LoraConfig, adapter_table
 from pasta_jax.model.params import param_table
+from pasta_jax.train.config import REMAT
 from pasta_jax.train.forward import stack_table
 from pasta_jax.train.packing import fill
 from pasta_jax.train.setup import set_up
@@ -69,6 +70,7 @@ def test_parts_rematerialisation_and_paths_change_no_step(data):
   for changes in (
     {"remat": "none"},
     {"remat": "dots", "accumulate": 2},
+    {"remat": "attended"},
     {"remat": "full", "accumulate": 4, "logits_tokens": 16, "attention": "blockwise"},
   ):
     state, metrics = one_step(made(data, **changes))
@@ -123,6 +125,15 @@ def products(run):
 
   visit(jaxpr.jaxpr)
   return shapes
+
+
+def test_rematerialisation_repeats_the_products_that_it_does_not_keep(data):
+  attention, others = {}, {}
+  for remat in REMAT:
+    batched = [len(shape) == 4 for shape in products(made(data, remat=remat, lora=False))]
+    attention[remat], others[remat] = sum(batched), len(batched) - sum(batched)
+  assert attention["none"] == attention["attended"] < attention["dots"] == attention["full"]
+  assert others["none"] == others["attended"] == others["dots"] < others["full"]
 
 
 def test_frozen_weights_cost_no_gradient(data):

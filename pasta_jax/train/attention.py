@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from pasta_jax.lang.visibility import visible
-from pasta_jax.model.attention import MASKED, attend
+from pasta_jax.model.attention import MASKED
 from pasta_jax.model.config import ModelConfig
 from pasta_jax.model.layers import soft_cap
 from pasta_jax.model.transformer import window_mask
+from pasta_jax.train.attention_reference import attend
 from pasta_jax.train.forward import Attention
 
 PATHS = ("auto", "reference", "blockwise")

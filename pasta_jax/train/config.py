@@ -18,7 +18,7 @@ from pasta_jax.train.attention import PATHS
 from pasta_jax.train.loss import CLASSES
 
 SCHEDULES = ("cosine", "linear", "constant")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "attended", "dots", "full")
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -65,8 +65,10 @@ class Config:
       for both; training makes no use of it.
     fork, positions, fixed: see docs/design.md, section 4.
     attention: path of training attention, see train/attention.py.
-    remat: what the backward pass computes again: "none", "dots" (all but linear maps), "full".
-    logits_tokens: tokens whose logits exist at a time, over the whole batch.
+    remat: what the backward pass computes again: "none", "attended" (all but linear maps and, on the
+      reference path, attention's weights, 5/8 of B x H x T x T per layer, and sums), "dots" (all but linear
+      maps), "full".
+    logits_tokens: tokens whose logits exist at a time at most, over the whole batch.
     dtype: of the computation, on CPU of its matrix products alone; weights that are trained are float32 in
       any case. "auto": bfloat16, but float32 on CPUs without AVX512-BF16.
     mesh: e.g. "data:2,fsdp:4".

@@ -6,6 +6,9 @@ one. Prompts and padding cost nothing:
     tokens   p p p t t t t . p p t t      p prompt   t trained   . padding
     sorted   t t t t t t | p p p p . .    pieces up to | are computed
 
+A piece has one of a few sizes, each compiled (`piece_lengths`): that with which the fewest tokens behind |
+are computed, and the largest of those, as a large product is faster than two small ones.
+
 The gradient is computed in the same pass: a piece's logits are in reach once, so that they are neither kept
 nor computed again, and only those rows of the table get one that are trained:
 
@@ -28,6 +31,9 @@ from pasta_jax.model.config import ModelConfig
 
 CLASSES = tuple(t.name.lower() for t in Target if t != Target.NONE)
 
+SIZES = 8  # of pieces, at most
+STEP = 128  # tokens by which they differ at least; below that the products become slow
+
 
 def piece_length(batch: int, length: int, tokens: int) -> int:
   """How much of T is taken at a time, so that there are at most `tokens` tokens over the batch.
@@ -37,6 +43,12 @@ def piece_length(batch: int, length: int, tokens: int) -> int:
   most = min(max(1, tokens // batch), length)
   divisor = max(n for n in range(1, most + 1) if length % n == 0)
   return divisor if 2 * divisor >= most else -(-length // -(-length // most))
+
+
+def piece_lengths(piece: int, shards: int) -> list[int]:
+  """How much of T a piece can be, in equal steps, the largest (`piece`) first; over `batch` shards."""
+  count = max(1, min(SIZES, piece * shards // STEP, piece))
+  return [-(-piece * k // count) for k in range(count, 0, -1)]
 
 
 def cross_entropy(
@@ -91,57 +103,67 @@ def _run(cfg, vocab, piece, frozen, rows, start, hidden, target, weight, gradien
 
   tokens = hidden.shape[1]
   order = jnp.argsort(weight <= 0, axis=1, stable=True)
-  pieces = -(-jnp.max(jnp.sum(weight > 0, axis=1)) // piece)
+  most = jnp.max(jnp.sum(weight > 0, axis=1))
 
-  def sorted_(x):
-    x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
-    return jnp.pad(x, ((0, 0), (0, -tokens % piece), *[(0, 0)] * (x.ndim - 2)))
+  def in_order(x: jax.Array, order: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
 
-  hidden, target, weight_ = sorted_(hidden), sorted_(target), sorted_(weight)
+  by_token = in_order(hidden, order), in_order(target, order), in_order(weight, order)
 
-  def step(i, carry):
-    d_rows, nlls, bests, d_hidden = carry
-    h, t, w = (jax.lax.dynamic_slice_in_dim(x, i * piece, piece, 1) for x in (hidden, target, weight_))
-    with jax.named_scope("logits"):
-      raw = jnp.einsum("bcd,vd->bcv", h.astype(table.dtype), table, preferred_element_type=jnp.float32)
-      logits = raw if cap is None else cap * jnp.tanh(raw / cap)
-      logits = jnp.where(ids < vocab, logits, MASKED)
-    high = logits.max(-1, keepdims=True)
-    e = jnp.exp(logits - high)
-    total = e.sum(-1, keepdims=True)
-    hit = ids == t[..., None]
-    nll = (high + jnp.log(total))[..., 0] - jnp.where(hit, logits, 0.0).sum(-1)
-    nlls = put(nlls, jnp.where(w > 0, nll, 0.0), i)
-    if not gradient:
-      best = jnp.where(w > 0, jnp.argmax(logits, -1).astype(jnp.int32), 0)
-      return d_rows, nlls, put(bests, best, i), d_hidden
-    d = (e / total - hit) * w[..., None]
-    if cap is not None:
-      d *= 1 - jnp.square(logits / cap)
-      d = jnp.where(ids < vocab, d, 0.0)
-    d = d.astype(h.dtype)
-    with jax.named_scope("logits_gradient"):
-      own = d.astype(table.dtype)
-      d_h = jnp.einsum("bcv,vd->bcd", own, table, preferred_element_type=jnp.float32).astype(h.dtype)
-      mine = d if frozen is None else jax.lax.dynamic_slice_in_dim(d, start, rows.shape[0], 2)
-      d_rows += jnp.einsum("bcr,bcd->rd", mine, h, preferred_element_type=jnp.float32)
-    return d_rows, nlls, bests, put(d_hidden, d_h, i)
+  def run(piece: int) -> tuple[jax.Array, ...]:
+    """All pieces, of this size: the table's gradient, and in the order of `by_token` what is per token."""
 
-  def put(all_, x, i):
-    return jax.lax.dynamic_update_slice_in_dim(all_, x, i * piece, 1)
+    def padded(x: jax.Array) -> jax.Array:
+      return jnp.pad(x, ((0, 0), (0, -tokens % piece), *[(0, 0)] * (x.ndim - 2)))
 
-  carry = (
-    jnp.zeros(rows.shape, jnp.float32) if gradient else jnp.zeros(()),
-    jnp.zeros(target.shape, jnp.float32),
-    jnp.zeros_like(target),
-    jnp.zeros_like(hidden) if gradient else jnp.zeros(()),
-  )
-  d_rows, *by_token = jax.lax.fori_loop(0, pieces, step, carry)
+    def put(all_: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
+      return jax.lax.dynamic_update_slice_in_dim(all_, x, i * piece, 1)
+
+    arrays = [padded(x) for x in by_token]
+
+    def step(i, carry):
+      d_rows, nlls, bests, d_hidden = carry
+      h, t, w = (jax.lax.dynamic_slice_in_dim(x, i * piece, piece, 1) for x in arrays)
+      with jax.named_scope("logits"):
+        raw = jnp.einsum("bcd,vd->bcv", h.astype(table.dtype), table, preferred_element_type=jnp.float32)
+        logits = raw if cap is None else cap * jnp.tanh(raw / cap)
+        logits = jnp.where(ids < vocab, logits, MASKED)
+      high = logits.max(-1, keepdims=True)
+      e = jnp.exp(logits - high)
+      total = e.sum(-1, keepdims=True)
+      hit = ids == t[..., None]
+      nll = (high + jnp.log(total))[..., 0] - jnp.where(hit, logits, 0.0).sum(-1)
+      nlls = put(nlls, jnp.where(w > 0, nll, 0.0), i)
+      if not gradient:
+        best = jnp.where(w > 0, jnp.argmax(logits, -1).astype(jnp.int32), 0)
+        return d_rows, nlls, put(bests, best, i), d_hidden
+      d = (e / total - hit) * w[..., None]
+      if cap is not None:
+        d *= 1 - jnp.square(logits / cap)
+        d = jnp.where(ids < vocab, d, 0.0)
+      d = d.astype(h.dtype)
+      with jax.named_scope("logits_gradient"):
+        own = d.astype(table.dtype)
+        d_h = jnp.einsum("bcv,vd->bcd", own, table, preferred_element_type=jnp.float32).astype(h.dtype)
+        mine = d if frozen is None else jax.lax.dynamic_slice_in_dim(d, start, rows.shape[0], 2)
+        d_rows += jnp.einsum("bcr,bcd->rd", mine, h, preferred_element_type=jnp.float32)
+      return d_rows, nlls, bests, put(d_hidden, d_h, i)
+
+    carry = (
+      jnp.zeros(rows.shape, jnp.float32) if gradient else jnp.zeros(()),
+      padded(jnp.zeros(target.shape, jnp.float32)),
+      padded(jnp.zeros_like(target)),
+      padded(jnp.zeros_like(hidden)) if gradient else jnp.zeros(()),
+    )
+    d_rows, *out = jax.lax.fori_loop(0, -(-most // piece), step, carry)
+    return d_rows, *(x[:, :tokens] if x.ndim else x for x in out)
+
+  sizes = piece_lengths(piece, hidden.shape[0])
+  computed = jnp.stack([-(-most // size) * size for size in sizes])
+  runs = [functools.partial(run, size) for size in sizes]
+  d_rows, *out = jax.lax.switch(jnp.argmin(computed), runs)
   back = jnp.argsort(order, axis=1)
-  nll, best, d_hidden = (
-    jnp.take_along_axis(x, back.reshape(*back.shape, *[1] * (x.ndim - 2)), axis=1) if x.ndim else None
-    for x in by_token
-  )
+  nll, best, d_hidden = (in_order(x, back) if x.ndim else None for x in out)
   return (nll * weight).sum(), {"nll": nll, "best": best}, d_rows, d_hidden
 
 

@@ -28,6 +28,7 @@ from pasta_jax.model.lora import LoraConfig, adapted, adapter_table
 from pasta_jax.model.params import ParamSpec, param_table
 from pasta_jax.model.sharding import named_sharding, partition_spec, replicated
 from pasta_jax.train.attention import Tokens, attention_of
+from pasta_jax.train.attention_reference import ATTENDED
 from pasta_jax.train.config import Config
 from pasta_jax.train.forward import hidden_states, stack_table
 from pasta_jax.train.loss import class_sums, cross_entropy
@@ -301,9 +302,8 @@ class Program:
 
 
 def _remat(policy: str, layer: Any) -> Any:
+  kept = {"attended": (LINEAR, ATTENDED), "dots": (LINEAR,), "full": ()}
   if policy == "none":
     return layer
-  if policy == "dots":
-    saveable = jax.checkpoint_policies.save_only_these_names(LINEAR)
-    return jax.checkpoint(layer, policy=saveable, prevent_cse=False)  # a scan keeps the passes apart
-  return jax.checkpoint(layer, prevent_cse=False)
+  saveable = jax.checkpoint_policies.save_only_these_names(*kept[policy])
+  return jax.checkpoint(layer, policy=saveable, prevent_cse=False)  # a scan keeps the passes apart
