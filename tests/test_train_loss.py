@@ -130,6 +130,24 @@ def test_every_size_gives_the_same(monkeypatch, shards, weighted):
     np.testing.assert_allclose(x, y, atol=1e-4)
 
 
+@pytest.mark.parametrize("weighted", [1, 5, 8, 13, 21])
+def test_the_size_is_the_one_that_computes_the_fewest_tokens(monkeypatch, weighted):
+  monkeypatch.setattr(loss, "STEP", 4)
+  cfg = TOY.replace(vocab_size=V)
+  hidden, table, target, _ = parts(batch=1, length=24)
+  target = jnp.maximum(target, 0)
+  weight = jnp.ones((1, 24)).at[:, weighted:].set(0)
+  computed = -(-weighted // 4) * 4
+
+  def gradient(first_nan):
+    bad = hidden.at[:, first_nan:].set(jnp.nan)
+    return jax.grad(lambda table: cross_entropy(cfg, V, 24, table, bad, target, weight)[0])(table)
+
+  assert np.isfinite(gradient(computed)).all()
+  if computed > weighted:
+    assert not np.isfinite(gradient(computed - 1)).all(), "the gradient does not show what was computed"
+
+
 def test_sums_by_class_leave_out_what_is_not_trained():
   nll = jnp.asarray([[1.0, 2.0, 4.0, 8.0]])
   kind = jnp.asarray([[Target.TEXT, Target.TEXT, Target.MARK, Target.NONE]])

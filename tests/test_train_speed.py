@@ -23,6 +23,28 @@ for torch in (None, 200.0):
 """
 
 
+TURNS = """
+from unittest import mock
+from pasta_jax.eval import speed_train
+now, order = [0.0], []
+def step(name, fresh, warm):
+  def run(batch):
+    now[0] += fresh if not order or order[-1][0] != name else warm
+    order.append((name, batch))
+  return run
+with mock.patch.object(speed_train.time, "perf_counter", lambda: now[0]):
+  print(speed_train.in_turns({"a": step("a", 50, 2), "b": step("b", 70, 3)}, list(range(5)), 2))
+print("".join(f"{name}{batch}" for name, batch in order))
+"""
+
+
+def test_steps_go_in_turns_whose_first_does_not_count():
+  env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run([sys.executable, "-c", TURNS], env=env, capture_output=True, text=True, timeout=100)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split("\n")[:2] == ["{'a': 2.0, 'b': 3.0}", "a4a0a2a4b4b0b2b4a3a1a3b3b1b3"]
+
+
 def test_the_table_has_all_speeds_and_ratios():
   figures = {
     "rows": 4,

@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from pasta_jax.model.attention import MASKED
+from pasta_jax.model.attention import apart, grouped, masked_scores
 from pasta_jax.model.config import ModelConfig
-from pasta_jax.model.layers import soft_cap
 
 ATTENDED = "attended"
 
@@ -27,25 +26,13 @@ def attend(cfg: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax
   Args:
     q: BxTxHxE.
     k, v: BxKxSxE.
-    mask: BxTxS bool, True where the query sees the key.
+    mask: BxTxS bool, True where the query sees the key; it sees one at least.
   Returns:
     BxTxHxE in the dtype of q.
   """
   t, kv_heads = q.shape[1], k.shape[1]
-  out = _attend(cfg, _grouped(q * jnp.asarray(cfg.query_scale, q.dtype), kv_heads), k, v, mask)
-  return _apart(out, t).astype(q.dtype)
-
-
-def _grouped(x: jax.Array, kv_heads: int) -> jax.Array:
-  """BxTxHxE -> BxKx(TG)xE: tokens and a group's heads on one axis, as plain batched products need."""
-  b, t, h, e = x.shape
-  return x.reshape(b, t, kv_heads, h // kv_heads, e).transpose(0, 2, 1, 3, 4).reshape(b, kv_heads, -1, e)
-
-
-def _apart(x: jax.Array, t: int) -> jax.Array:
-  """The other way."""
-  b, kv_heads, _, e = x.shape
-  return x.reshape(b, kv_heads, t, -1, e).transpose(0, 2, 1, 3, 4).reshape(b, t, -1, e)
+  out = _attend(cfg, grouped(q * jnp.asarray(cfg.query_scale, q.dtype), kv_heads), k, v, mask)
+  return apart(out, t).astype(q.dtype)
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
@@ -61,10 +48,7 @@ def _attend(cfg: ModelConfig, q: jax.Array, k: jax.Array, v: jax.Array, mask: ja
 
 
 def _forward(cfg, q, k, v, mask) -> tuple[jax.Array, Any]:
-  b, _, rows, _ = q.shape
-  t, s = mask.shape[1:]
-  seen = jnp.broadcast_to(mask[:, None, :, None], (b, 1, t, rows // t, s)).reshape(b, 1, rows, s)
-  scores = jnp.where(seen, soft_cap(_dot(q, k, 3, 3), cfg.attn_softcap), MASKED)
+  scores = masked_scores(cfg, q, k, mask)
   weights = jnp.exp(scores - scores.max(-1, keepdims=True))
   weights = checkpoint_name((weights / weights.sum(-1, keepdims=True)).astype(v.dtype), ATTENDED)
   out = checkpoint_name(_dot(weights, v, 3, 2), ATTENDED)

@@ -46,7 +46,7 @@ def piece_length(batch: int, length: int, tokens: int) -> int:
 
 
 def piece_lengths(piece: int, shards: int) -> list[int]:
-  """How much of T a piece can be, in equal steps, the largest (`piece`) first; over `batch` shards."""
+  """How much of T a piece can be, in equal steps, the largest (`piece`) first; each over `shards`."""
   count = max(1, min(SIZES, piece * shards // STEP, piece))
   return [-(-piece * k // count) for k in range(count, 0, -1)]
 
